@@ -1,0 +1,854 @@
+"""The protocol: every message that one process of shoal sends to another.
+
+Messages are msgpack arrays that start with an integer tag, so that a client in another language can speak them. Nothing here is
+pickled; pickled values appear only as opaque ``bytes`` (``data``, ``args``, ``error``).
+
+A message with a field ``rid`` is a request or the reply to one: the reply carries the request's number. Every request may be
+answered by ``Failed`` instead of its own reply.
+
+Who talks to whom (A -> B: A opened the connection; both may send):
+
+    worker, driver -> node agent       leases, object store, life and death of processes
+    worker, driver -> control store    jobs, functions, actors, placement groups, key-values
+    node agent -> control store        resources, actor placement, bundles
+    owner -> executor                  tasks and actor calls; results come back on the same connection
+    borrower -> owner                  values and reference counts
+
+Append fields at the end only, with a default. Never reuse a tag.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Message(msgspec.Struct, array_like=True, gc=False):
+    """Base of all messages. ``gc=False``: messages are trees, so the cycle collector need not visit them."""
+
+
+# --- records that travel inside messages -----------------------------------------------------------------------------------
+
+
+class Address(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Where a process listens: which process, on which node, and the transport address (``unix:PATH``, ``tcp:HOST:PORT``)."""
+
+    worker_id: bytes
+    node_id: bytes
+    address: str
+
+
+class ObjectRefInfo(msgspec.Struct, array_like=True, gc=False):
+    """A reference on the wire: the object and the process that owns it."""
+
+    object_id: bytes
+    owner: Address
+
+
+#: How a value travels: inside the message, in the object store of a node, or as the error that stands in its place.
+INLINE, STORED, FAILED = 0, 1, 2
+
+
+class Value(msgspec.Struct, array_like=True, gc=False):
+    """The value of one object. ``refs`` are the references pickled inside it, which live as long as it does."""
+
+    kind: int
+    data: bytes = b""  # INLINE: serialized value. FAILED: serialized exception. STORED: empty
+    nbytes: int = 0
+    refs: list[ObjectRefInfo] = []
+
+
+class Shape(msgspec.Struct, array_like=True, frozen=True):
+    """What tasks must have in common to share a lease. Resource amounts are fixed-point, 1/10000."""
+
+    job_id: bytes
+    resources: tuple[tuple[str, int], ...] = ()  # sorted by name
+    strategy: tuple[Any, ...] = ()  # see scheduling.strategies; () is the default policy
+    runtime_env: str = ""  # canonical JSON, "" for none
+    placement_group: bytes = b""
+    bundle_index: int = -1
+    label_selector: tuple[tuple[str, str], ...] = ()
+    #: Resources needed to be placed, where they differ from those held (an actor with no options: placed by 1 CPU, holds 0).
+    placement_resources: tuple[tuple[str, int], ...] | None = None
+
+
+class TaskTemplate(msgspec.Struct, array_like=True):
+    """What all calls of one remote function with the same options share; sent once per connection."""
+
+    function_id: bytes
+    name: str  # shown to users
+    function_name: str  # "module.qualname"
+    shape: Shape
+    num_returns: int = 1  # -1 streaming, -2 dynamic
+    max_retries: int = 3  # -1 for ever
+    retry_exceptions: bytes = b""  # b"" no, b"*" all, else pickled tuple of classes
+    max_calls: int = 0
+    backpressure: int = -1
+    # actor calls only
+    actor_id: bytes = b""
+    method: str = ""
+    concurrency_group: str = ""
+    #: Children of the task go into its placement group too.
+    capture_child_tasks: bool = False
+
+
+class ActorSpec(msgspec.Struct, array_like=True):
+    """All that is needed to start an actor, again and again."""
+
+    actor_id: bytes
+    job_id: bytes
+    owner: Address
+    class_id: bytes  # a function id: the pickled class
+    class_name: str
+    args: bytes
+    deps: list[Dep]
+    shape: Shape
+    name: str = ""
+    namespace: str = ""
+    detached: bool = False
+    max_restarts: int = 0
+    max_task_retries: int = 0
+    max_concurrency: int = 1
+    max_pending_calls: int = -1
+    is_async: bool = False
+    concurrency_groups: dict[str, int] = {}
+    out_of_order: bool = False
+    handle: bytes = b""  # pickled description from which any process builds a handle
+    capture_child_tasks: bool = False
+
+
+class Dep(msgspec.Struct, array_like=True, gc=False):
+    """A top-level reference among the arguments; the executor replaces it by its value."""
+
+    object_id: bytes
+    owner: Address | None = None
+    #: Filled by the submitter when the value is ready and small; None: the executor maps it from the object store.
+    value: bytes | None = None
+
+
+class Cause(msgspec.Struct, array_like=True, gc=False):
+    """Why something died: facts for the message that the user reads."""
+
+    kind: str  # "worker_exit", "oom", "killed", "exit_actor", "init_failed", "owner_died", "node_died", "out_of_scope", ...
+    message: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    pid: int = 0
+    node_id: bytes = b""
+    log_tail: list[str] = []
+    error: bytes = b""  # serialized exception, for init_failed
+
+
+# --- any connection ---------------------------------------------------------------------------------------------------------
+
+
+class Ack(Message, tag=1):
+    rid: int
+
+
+class Failed(Message, tag=2):
+    """The request cannot be met. ``kind`` is a class name of ``shoal.exceptions`` or a builtin such as ``ValueError``."""
+
+    rid: int
+    kind: str
+    message: str
+    detail: bytes = b""
+
+
+class CancelRequest(Message, tag=3):
+    """The sender no longer waits for the reply to its request ``request``."""
+
+    request: int
+
+
+class Ping(Message, tag=4):
+    rid: int
+
+
+# --- process <-> node agent: life --------------------------------------------------------------------------------------------
+
+
+class RegisterProcess(Message, tag=10):
+    """First message of a worker or driver to its node agent."""
+
+    rid: int
+    worker_id: bytes
+    pid: int
+    address: str
+    job_id: bytes = b""  # drivers only
+    log_to_driver: bool = False  # drivers only: send LogLines
+
+
+class Registered(Message, tag=11):
+    rid: int
+    node_id: bytes
+    session_dir: str
+    control_store: str  # transport address
+    arena_path: str  # openable by the same user, e.g. /proc/PID/fd/N
+    arena_bytes: int
+    settings: bytes = b""  # msgpack of the Settings record, so that all processes of a session agree
+
+
+class ProcessExiting(Message, tag=12):
+    """An orderly end is under way (max_calls reached, exit_actor, job over): not a crash."""
+
+    cause: Cause
+
+
+class StopProcess(Message, tag=13):
+    """Node agent to worker: finish (``graceful``) or leave now."""
+
+    graceful: bool
+    cause: Cause
+
+
+class LogLines(Message, tag=14):
+    job_id: bytes
+    pid: int
+    name: str  # task or actor name, repr of the actor where it has one
+    is_error: bool
+    lines: list[str]
+    ip: str = ""
+
+
+class NameProcess(Message, tag=15):
+    """Worker to node agent: show my log lines under this name from now on."""
+
+    name: str
+
+
+class KillProcess(Message, tag=16):
+    """Owner to node agent: kill this worker now (forced cancel, cancel that did not come through)."""
+
+    worker_id: bytes
+    cause: Cause
+
+
+# --- process <-> node agent: leases ------------------------------------------------------------------------------------------
+
+
+class RequestLease(Message, tag=20):
+    rid: int
+    shape: Shape
+    backlog: int = 1  # tasks of this shape waiting at the owner
+    retriable: bool = True
+    name: str = ""  # for the infeasible warning
+
+
+class LeaseGranted(Message, tag=21):
+    rid: int
+    lease_id: int
+    worker: Address
+    pid: int
+    resource_ids: dict[str, list[int]] = {}  # "GPU": [0, 2]
+    placement_group: bytes = b""
+    bundle_index: int = -1
+
+
+class ReturnLease(Message, tag=22):
+    lease_id: int
+    worker_failed: bool = False
+
+
+class LeaseWanted(Message, tag=23):
+    """Node agent to owner: others wait; return this lease as soon as what was pushed is done."""
+
+    lease_id: int
+
+
+class WorkerDied(Message, tag=24):
+    """Node agent to the holder of the worker's lease, with the real exit status."""
+
+    worker_id: bytes
+    lease_id: int
+    cause: Cause
+
+
+class WorkerBlocked(Message, tag=25):
+    """The worker waits inside ``get`` or ``wait``: its CPUs are free meanwhile."""
+
+    worker_id: bytes
+
+
+class WorkerUnblocked(Message, tag=26):
+    worker_id: bytes
+
+
+class LeaseInfeasible(Message, tag=27):
+    """No node can ever meet the shape as things stand; the request stays queued."""
+
+    rid: int
+    message: str
+
+
+# --- process <-> node agent: object store -------------------------------------------------------------------------------------
+
+
+class CreateObject(Message, tag=30):
+    rid: int
+    object_id: bytes
+    nbytes: int
+    owner: Address
+
+
+class ObjectCreated(Message, tag=31):
+    """Write to ``offset`` of the arena. ``path``: the object did not fit; write to this file instead."""
+
+    rid: int
+    offset: int
+    path: str = ""
+
+
+class SealObject(Message, tag=32):
+    """Complete; the creator's write access ends and the primary copy is pinned until ``FreeObjects``."""
+
+    object_id: bytes
+    refs: list[ObjectRefInfo] = []
+
+
+class AbortObject(Message, tag=33):
+    object_id: bytes
+
+
+class PinObjects(Message, tag=34):
+    """Make the objects readable (restore them if spilled) and keep them in place for this connection."""
+
+    rid: int
+    object_ids: list[bytes]
+
+
+class ObjectsPinned(Message, tag=35):
+    """One (offset, nbytes) per object asked; offset -1: lost; -2: read ``paths[i]`` instead (an object larger than the store)."""
+
+    rid: int
+    places: list[tuple[int, int]]
+    paths: list[str] = []
+
+
+class UnpinObjects(Message, tag=36):
+    object_ids: list[bytes]
+
+
+class FreeObjects(Message, tag=37):
+    """The owner holds no reference any more."""
+
+    object_ids: list[bytes]
+
+
+class OwnedObject(msgspec.Struct, array_like=True, gc=False):
+    object_id: bytes
+    value: Value
+    borrowers: list[tuple[Address, int]]
+
+
+class AdoptObjects(Message, tag=38):
+    """An owner that ends in good order hands to its node agent what others still hold."""
+
+    rid: int
+    objects: list[OwnedObject]
+
+
+# --- borrower <-> owner --------------------------------------------------------------------------------------------------------
+
+
+class GetObject(Message, tag=50):
+    """Tell the value when it is ready."""
+
+    rid: int
+    object_id: bytes
+
+
+class ObjectValue(Message, tag=51):
+    rid: int
+    value: Value
+
+
+class AddBorrower(Message, tag=52):
+    """``borrower`` holds ``count`` more registrations of the object. Acked only while the object lives."""
+
+    rid: int
+    object_id: bytes
+    borrower: Address
+    count: int = 1
+
+
+class RemoveBorrower(Message, tag=53):
+    object_id: bytes
+    borrower: Address
+    count: int
+
+
+class ReportLost(Message, tag=54):
+    """The store could not produce the object: recompute it."""
+
+    object_id: bytes
+
+
+class PinForever(Message, tag=55):
+    """The reference was pickled outside of shoal; nobody can count it any more."""
+
+    object_id: bytes
+
+
+# --- owner <-> executor ----------------------------------------------------------------------------------------------------------
+
+
+class DefineTemplate(Message, tag=60):
+    """``index`` means ``template`` in later PushTask messages of this connection."""
+
+    index: int
+    template: TaskTemplate
+
+
+class BeginLease(Message, tag=61):
+    lease_id: int
+    owner: Address
+    job_id: bytes
+    resource_ids: dict[str, list[int]] = {}
+    placement_group: bytes = b""
+    bundle_index: int = -1
+
+
+class PushTask(Message, tag=62):
+    task_id: bytes
+    template: int
+    args: bytes
+    deps: list[Dep] = []
+    attempt: int = 0
+    seq: int = 0  # actor calls: order per caller and incarnation
+    parent: bytes = b""  # task id of the submitting task, for recursive cancel
+    name: str = ""
+
+
+class TaskDone(Message, tag=63):
+    task_id: bytes
+    results: list[Value]  # one per return; one FAILED for all when the task raised
+    duration_us: int = 0
+    #: The task raised and the template's retry_exceptions says that it may run again.
+    retry: bool = False
+    #: Streaming: number of items that were sent.
+    num_items: int = 0
+    exiting: bool = False  # the worker takes no more tasks (max_calls)
+
+
+class GeneratorItem(Message, tag=64):
+    task_id: bytes
+    index: int
+    value: Value
+    attempt: int = 0
+
+
+class GeneratorConsumed(Message, tag=65):
+    """The consumer has taken items up to ``count``; ``dropped``: it will take no more."""
+
+    task_id: bytes
+    count: int
+    dropped: bool = False
+
+
+class HandBack(Message, tag=66):
+    """Executor to owner: these pushed tasks were not started and will not be."""
+
+    task_ids: list[bytes]
+
+
+class AskHandBack(Message, tag=67):
+    """Owner to executor: hand back whatever is not started."""
+
+    lease_id: int
+
+
+class CancelTask(Message, tag=68):
+    task_id: bytes
+    force: bool
+    recursive: bool
+
+
+# --- process <-> control store: jobs, functions, key-values, nodes ------------------------------------------------------------------
+
+
+class RegisterJob(Message, tag=80):
+    rid: int
+    driver: Address
+    pid: int
+    namespace: str
+    entrypoint: str
+    config: JobConfigRecord
+
+
+class JobConfigRecord(msgspec.Struct, array_like=True):
+    """What every worker of the job needs before the first task."""
+
+    env: dict[str, str]
+    cwd: str
+    sys_path: list[str]
+    namespace: str = ""
+    runtime_env: str = ""
+    logging: str = ""  # JSON of LoggingConfig
+    metadata: dict[str, str] = {}
+    default_actor_lifetime: str = "non_detached"
+    main_path: str = ""
+
+
+class JobRegistered(Message, tag=81):
+    rid: int
+    job_id: bytes
+
+
+class GetJob(Message, tag=82):
+    rid: int
+    job_id: bytes
+
+
+class JobInfo(Message, tag=83):
+    rid: int
+    job_id: bytes
+    config: JobConfigRecord
+
+
+class JobFinished(Message, tag=84):
+    """Driver to control store in good order; control store to node agents always: end the job's workers."""
+
+    job_id: bytes
+
+
+class PutFunction(Message, tag=85):
+    function_id: bytes
+    job_id: bytes
+    blob: bytes
+
+
+class GetFunction(Message, tag=86):
+    """Answered when the function has arrived."""
+
+    rid: int
+    function_id: bytes
+
+
+class FunctionBlob(Message, tag=87):
+    rid: int
+    blob: bytes
+
+
+class KvPut(Message, tag=88):
+    rid: int
+    namespace: str
+    key: bytes
+    value: bytes
+    overwrite: bool = True
+
+
+class KvGet(Message, tag=89):
+    rid: int
+    namespace: str
+    key: bytes
+
+
+class KvValue(Message, tag=90):
+    rid: int
+    value: bytes | None  # KvPut: b"1" if added, b"" if it was there; KvDelete: likewise
+
+
+class KvDelete(Message, tag=91):
+    rid: int
+    namespace: str
+    key: bytes
+
+
+class KvKeys(Message, tag=92):
+    rid: int
+    namespace: str
+    prefix: bytes
+
+
+class KvKeyList(Message, tag=93):
+    rid: int
+    keys: list[bytes]
+
+
+class NodeRecord(msgspec.Struct, array_like=True):
+    node_id: bytes
+    address: str  # of the node agent
+    hostname: str
+    ip: str
+    total: dict[str, int]  # fixed-point
+    available: dict[str, int]
+    labels: dict[str, str]
+    alive: bool = True
+    death_reason: str = ""
+    name: str = ""
+
+
+class RegisterNode(Message, tag=94):
+    rid: int
+    node: NodeRecord
+
+
+class NodeResources(Message, tag=95):
+    """Node agent to control store: what changed; at most a few times a second."""
+
+    node_id: bytes
+    available: dict[str, int]
+    total: dict[str, int] | None = None
+
+
+class ListNodes(Message, tag=96):
+    """``fresh``: the control store asks each node agent before it answers, so that the figures are of now."""
+
+    rid: int
+    fresh: bool = True
+
+
+class NodeList(Message, tag=97):
+    rid: int
+    nodes: list[NodeRecord]
+
+
+class ReportResources(Message, tag=98):
+    """Control store to node agent; answered by NodeList with one entry."""
+
+    rid: int
+
+
+# --- process <-> control store: actors -----------------------------------------------------------------------------------------------
+
+
+class CreateActor(Message, tag=110):
+    """Acked once durable. Failed("ActorAlreadyExistsError") when the name is taken."""
+
+    rid: int
+    spec: ActorSpec
+
+
+ACTOR_PENDING, ACTOR_ALIVE, ACTOR_RESTARTING, ACTOR_DEAD = "PENDING", "ALIVE", "RESTARTING", "DEAD"
+
+
+class SubscribeActor(Message, tag=111):
+    """Answered by one ActorUpdate at once and one after every change."""
+
+    actor_id: bytes
+
+
+class UnsubscribeActor(Message, tag=112):
+    actor_id: bytes
+
+
+class ActorUpdate(Message, tag=113):
+    actor_id: bytes
+    state: str
+    incarnation: int = 0
+    address: Address | None = None
+    cause: Cause | None = None
+    restarts_left: int = 0
+
+
+class KillActor(Message, tag=114):
+    rid: int
+    actor_id: bytes
+    no_restart: bool
+
+
+class ActorOutOfScope(Message, tag=115):
+    """From the owner: no handle is left. The actor ends after the calls it has."""
+
+    actor_id: bytes
+
+
+class GetNamedActor(Message, tag=116):
+    rid: int
+    name: str
+    namespace: str
+
+
+class NamedActor(Message, tag=117):
+    rid: int
+    spec: ActorSpec
+
+
+class ListNamedActors(Message, tag=118):
+    rid: int
+    namespace: str
+    all_namespaces: bool
+
+
+class NamedActorList(Message, tag=119):
+    rid: int
+    names: list[tuple[str, str]]  # (namespace, name)
+
+
+class StartActor(Message, tag=120):
+    """Control store to node agent: lease a worker for the shape and make it the actor."""
+
+    rid: int
+    spec: ActorSpec
+    incarnation: int
+
+
+class BecomeActor(Message, tag=121):
+    """Node agent to the chosen worker."""
+
+    rid: int
+    spec: ActorSpec
+    incarnation: int
+    resource_ids: dict[str, list[int]] = {}
+    placement_group: bytes = b""
+    bundle_index: int = -1
+
+
+class ActorStarted(Message, tag=122):
+    """Worker to node agent to control store. ``cause`` is set when ``__init__`` raised (init_failed) or the worker died."""
+
+    rid: int
+    address: Address | None
+    cause: Cause | None = None
+
+
+class ActorWorkerDied(Message, tag=123):
+    """Node agent to control store."""
+
+    actor_id: bytes
+    incarnation: int
+    cause: Cause
+
+
+class StopActor(Message, tag=124):
+    """Control store to node agent. ``graceful``: after the calls it has; otherwise SIGKILL."""
+
+    actor_id: bytes
+    graceful: bool
+    cause: Cause
+
+
+class CancelActorStart(Message, tag=125):
+    """Control store to node agent: the actor is not wanted any more."""
+
+    actor_id: bytes
+
+
+class GetActor(Message, tag=126):
+    """By id, for runtime context and restored handles; answered by NamedActor."""
+
+    rid: int
+    actor_id: bytes
+
+
+# --- placement groups -------------------------------------------------------------------------------------------------------------------
+
+
+class PlacementGroupSpec(msgspec.Struct, array_like=True):
+    placement_group_id: bytes
+    job_id: bytes
+    bundles: list[dict[str, int]]  # fixed-point
+    strategy: str
+    name: str = ""
+    detached: bool = False
+    creator_actor: bytes = b""
+    bundle_label_selector: list[dict[str, str]] = []
+    namespace: str = ""
+
+
+class CreatePlacementGroup(Message, tag=140):
+    rid: int
+    spec: PlacementGroupSpec
+
+
+class RemovePlacementGroup(Message, tag=141):
+    rid: int
+    placement_group_id: bytes
+
+
+class WaitPlacementGroup(Message, tag=142):
+    """Acked when all bundles are committed; Failed("TaskPlacementGroupRemoved") when removed before."""
+
+    rid: int
+    placement_group_id: bytes
+
+
+class PlacementGroupRecord(msgspec.Struct, array_like=True):
+    spec: PlacementGroupSpec
+    state: str  # PENDING PREPARED CREATED REMOVED RESCHEDULING
+    nodes: list[bytes]  # per bundle; b"" while not placed
+    created_at: float = 0.0
+
+
+class GetPlacementGroup(Message, tag=143):
+    """By id, or by name within a namespace when the id is empty."""
+
+    rid: int
+    placement_group_id: bytes
+    name: str = ""
+    namespace: str = ""
+
+
+class ListPlacementGroups(Message, tag=144):
+    rid: int
+
+
+class PlacementGroupList(Message, tag=145):
+    rid: int
+    groups: list[PlacementGroupRecord]
+
+
+class PrepareBundles(Message, tag=146):
+    """Control store to node agent, first phase. Acked when reserved, Failed when it does not fit now."""
+
+    rid: int
+    placement_group_id: bytes
+    bundles: dict[int, dict[str, int]]
+
+
+class CommitBundles(Message, tag=147):
+    rid: int
+    placement_group_id: bytes
+
+
+class ReleaseBundles(Message, tag=148):
+    """Give the reservation back; workers inside are killed. Acked when the resources are free again."""
+
+    rid: int
+    placement_group_id: bytes
+
+
+class ClusterChanged(Message, tag=149):
+    """Node agent to control store: resources came free; pending actors and groups may fit now."""
+
+    node_id: bytes
+
+
+class Watch(Message, tag=150):
+    """Subscribe to a channel of published changes from ``after`` on ("nodes", "jobs", "actors")."""
+
+    rid: int
+    channel: str
+    after: int = 0
+
+
+class Published(Message, tag=151):
+    channel: str
+    sequence: int
+    key: bytes
+    payload: bytes
+
+
+AnyMessage = (
+    Ack | Failed | CancelRequest | Ping
+    | RegisterProcess | Registered | ProcessExiting | StopProcess | LogLines | NameProcess | KillProcess
+    | RequestLease | LeaseGranted | ReturnLease | LeaseWanted | WorkerDied | WorkerBlocked | WorkerUnblocked | LeaseInfeasible
+    | CreateObject | ObjectCreated | SealObject | AbortObject | PinObjects | ObjectsPinned | UnpinObjects | FreeObjects | AdoptObjects
+    | GetObject | ObjectValue | AddBorrower | RemoveBorrower | ReportLost | PinForever
+    | DefineTemplate | BeginLease | PushTask | TaskDone | GeneratorItem | GeneratorConsumed | HandBack | AskHandBack | CancelTask
+    | RegisterJob | JobRegistered | GetJob | JobInfo | JobFinished | PutFunction | GetFunction | FunctionBlob
+    | KvPut | KvGet | KvValue | KvDelete | KvKeys | KvKeyList
+    | RegisterNode | NodeResources | ListNodes | NodeList | ReportResources
+    | CreateActor | SubscribeActor | UnsubscribeActor | ActorUpdate | KillActor | ActorOutOfScope | GetNamedActor | NamedActor
+    | ListNamedActors | NamedActorList | StartActor | BecomeActor | ActorStarted | ActorWorkerDied | StopActor | CancelActorStart | GetActor
+    | CreatePlacementGroup | RemovePlacementGroup | WaitPlacementGroup | GetPlacementGroup | ListPlacementGroups | PlacementGroupList
+    | PrepareBundles | CommitBundles | ReleaseBundles | ClusterChanged | Watch | Published
+)  # fmt: skip
+
+#: Messages that answer a request of the receiver's. All other messages with a ``rid`` ask something.
+REPLY_TYPES: frozenset[type[Message]] = frozenset({
+    Ack, Failed, Registered, LeaseGranted, ObjectCreated, ObjectsPinned, ObjectValue, JobRegistered, JobInfo, FunctionBlob, KvValue,
+    KvKeyList, NodeList, NamedActor, NamedActorList, ActorStarted, PlacementGroupList,
+})  # fmt: skip
