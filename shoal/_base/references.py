@@ -7,12 +7,14 @@ counted when its entry was made, which saves the first append on the per-task pa
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Generator, Iterator
-from concurrent.futures import Future
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import ids, runtime
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import Future
 
 T = TypeVar("T")
 
@@ -73,7 +75,7 @@ class ObjectRef(Generic[T]):
 
     def as_future(self) -> asyncio.Future[T]:
         """Return an asyncio future of the value, bound to the running loop."""
-        return asyncio.wrap_future(self.future())
+        return self._runtime.asyncio_future(self)  # type: ignore[no-any-return]
 
     def __await__(self) -> Generator[Any, None, T]:
         return self.as_future().__await__()
@@ -125,6 +127,8 @@ class ObjectRefGenerator(Generic[T]):
         return self
 
     async def __anext__(self) -> ObjectRef[T]:
+        import asyncio  # a third of the time of ``import shoal``, and whoever awaits has it already
+
         return self._take(
             await asyncio.wrap_future(self._runtime.generator_next_future(self._task_id, self._index)), StopAsyncIteration
         )

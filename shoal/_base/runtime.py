@@ -7,11 +7,15 @@ holder when it starts and empties it when it ends; nothing else in shoal may use
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .settings import Settings
+
 if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import Future
+
     from .references import ObjectRef, ObjectRefGenerator
 
 
@@ -49,6 +53,11 @@ class Runtime(Protocol):
     is_driver: bool
     #: The wire ``Address`` of this process, which owns what it creates.
     address: Any
+    #: The transport address of the control store.
+    control_address: str
+    #: The wire ``JobConfigRecord`` of the job that this process works for.
+    job_config: Any
+    settings: Settings
 
     # references: called by ObjectRef, never block
     def ref_added(self, object_id: bytes, owner: Any) -> None:
@@ -63,9 +72,15 @@ class Runtime(Protocol):
     def object_future(self, ref: ObjectRef[Any]) -> Future[Any]:
         """Return a future that gets the object's value or its error."""
 
+    def asyncio_future(self, ref: ObjectRef[Any]) -> asyncio.Future[Any]:
+        """Return a future of the value, bound to the running loop; the value is unpickled on that loop's thread."""
+
     # tasks and objects
-    def export(self, pickled: bytes) -> bytes:
-        """Store a pickled function or class for the job; return its content address (FunctionId). Does not block."""
+    def export(self, pickled: bytes, function_id: bytes | None = None) -> bytes:
+        """Store a pickled function or class for the job; return its content address (FunctionId). Does not block.
+
+        ``function_id`` is given for a function that mentions itself: its bytes contain the id, so they cannot be hashed again.
+        """
 
     def submit_task(self, template: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "") -> Any:
         """Submit; return ObjectRef (num_returns 1), list (0: None; >= 2), or ObjectRefGenerator (streaming). Does not block."""
@@ -112,7 +127,10 @@ class Runtime(Protocol):
         """Return the counted reference that keeps an actor alive; every handle of a non-detached actor holds one."""
 
     def submit_actor_call(self, template: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "") -> Any:
-        """As submit_task; raises PendingCallsLimitExceeded at once when the handle's limit is reached."""
+        """As submit_task; raises PendingCallsLimitExceeded at once when the actor's ``max_pending_calls`` is reached."""
+
+    def know_actor(self, actor_id: bytes, *, out_of_order: bool, max_pending_calls: int) -> None:
+        """A handle of the actor appeared in this process; called before its first call. Idempotent. Does not block."""
 
     def kill_actor(self, actor_id: bytes, no_restart: bool) -> None:
         """Kill the actor's process now."""
@@ -120,6 +138,9 @@ class Runtime(Protocol):
     # everything else
     def request_control_store(self, message: Any, timeout_s: float | None = None) -> Any:
         """Send one request to the control store and block for its reply; ``Failed`` is raised as the exception it names."""
+
+    def promise(self, message: Any, value: Any) -> ObjectRef[Any]:
+        """Return an owned object that becomes ``value`` when the control store acks ``message``, or its error. Does not block."""
 
     def request_node_agent(self, message: Any, timeout_s: float | None = None) -> Any:
         """The same for this node's agent."""

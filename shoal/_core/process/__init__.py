@@ -1,0 +1,12 @@
+"""Processes of a session: how they start, who watches whom, and how nothing is left behind.
+
+Owns: the session directory, the head process, the template from which workers are forked. Must not know: tasks, objects, leases.
+
+    start.py          driver: start a head, stop it
+    head.py           the head's start, up to the fork of the template
+    serving.py        the head's loop: watch the driver, end
+    composition.py    what the head is made of: control store, node agent, object store, wired together
+    template.py       the warm single-threaded process that forks workers, and the janitor when the head is gone
+    bootstrap.py      the first lines that a fresh interpreter runs
+    session.py        the session directory; what is left of earlier ones
+"""

@@ -1,0 +1,50 @@
+"""Carries messages between processes: connections with requests and replies, over sockets or in memory.
+
+    Connection, Transport, Listener      connection.py   the interface, and all that does not depend on what carries the bytes
+    SocketTransport                      sockets.py      Unix sockets and loopback TCP: greeting.py, handshake.py, stream.py
+    MemoryTransport, MemoryNetwork       memory.py       within one process: inside the head, and for seeded simulations
+
+Runs in every process, on its I/O thread. Knows the frames and the few messages that belong to any connection (Ack, Failed,
+CancelRequest); must not know what the other messages mean.
+"""
+
+from __future__ import annotations
+
+from shoal._core.transport.connection import Connection, Listener, OnClose, OnMessage, ReplyFuture, Transport
+from shoal._core.transport.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    HandshakeError,
+    HandshakeTimeout,
+    NotShoal,
+    RequestFailed,
+    TransportError,
+    VersionMismatch,
+    WrongToken,
+)
+from shoal._core.transport.memory import MemoryConnection, MemoryListener, MemoryNetwork, MemoryTransport
+from shoal._core.transport.sockets import SocketListener, SocketTransport
+
+__all__ = [
+    "ConnectFailed",
+    "Connection",
+    "ConnectionLost",
+    "HandshakeError",
+    "HandshakeTimeout",
+    "Listener",
+    "MemoryConnection",
+    "MemoryListener",
+    "MemoryNetwork",
+    "MemoryTransport",
+    "NotShoal",
+    "OnClose",
+    "OnMessage",
+    "ReplyFuture",
+    "RequestFailed",
+    "SocketListener",
+    "SocketTransport",
+    "Transport",
+    "TransportError",
+    "VersionMismatch",
+    "WrongToken",
+]

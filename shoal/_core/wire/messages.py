@@ -47,7 +47,8 @@ class ObjectRefInfo(msgspec.Struct, array_like=True, gc=False):
 
 
 #: How a value travels: inside the message, in the object store of a node, or as the error that stands in its place.
-INLINE, STORED, FAILED = 0, 1, 2
+#: LOST (in TaskDone only): an argument could not be read from the object store; ``refs`` names it, and the task did not run.
+INLINE, STORED, FAILED, LOST = 0, 1, 2, 3
 
 
 class Value(msgspec.Struct, array_like=True, gc=False):
@@ -114,8 +115,10 @@ class ActorSpec(msgspec.Struct, array_like=True):
     is_async: bool = False
     concurrency_groups: dict[str, int] = {}
     out_of_order: bool = False
-    handle: bytes = b""  # pickled description from which any process builds a handle
+    handle: bytes = b""  # description from which any process builds a handle
     capture_child_tasks: bool = False
+    #: The arguments were too large for a message: the last dep is an object that holds them.
+    stored_args: bool = False
 
 
 class Dep(msgspec.Struct, array_like=True, gc=False):
@@ -138,6 +141,8 @@ class Cause(msgspec.Struct, array_like=True, gc=False):
     node_id: bytes = b""
     log_tail: list[str] = []
     error: bytes = b""  # serialized exception, for init_failed
+    #: Task id that the worker wrote last into its progress file: tasks pushed after it were never started.
+    started: bytes = b""
 
 
 # --- any connection ---------------------------------------------------------------------------------------------------------
@@ -353,10 +358,11 @@ class AdoptObjects(Message, tag=38):
 
 
 class GetObject(Message, tag=50):
-    """Tell the value when it is ready."""
+    """Tell the value when it is ready. References inside it are registered for ``borrower`` before the answer leaves."""
 
     rid: int
     object_id: bytes
+    borrower: Address
 
 
 class ObjectValue(Message, tag=51):
@@ -419,6 +425,8 @@ class PushTask(Message, tag=62):
     seq: int = 0  # actor calls: order per caller and incarnation
     parent: bytes = b""  # task id of the submitting task, for recursive cancel
     name: str = ""
+    #: The arguments were too large for a message: the last dep is an object that holds them.
+    stored_args: bool = False
 
 
 class TaskDone(Message, tag=63):

@@ -1,0 +1,85 @@
+"""Every measurement by name: what it is called in tables, its unit, what stands against it, and the ratio to Ray that it must reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    title: str
+    unit: str
+    #: How many times better than Ray it must be, and how many times is aimed at; 0: reported only.
+    least: float = 0.0
+    goal: float = 0.0
+    smaller_is_better: bool = False
+    #: The measurement of bare_limits.py that bounds this one.
+    limit: str = ""
+
+    def ratio(self, values: dict[str, float]) -> float | None:
+        """How many times better shoal is than Ray."""
+        ours, theirs = values.get("shoal"), values.get("ray")
+        if not ours or not theirs:
+            return None
+        return theirs / ours if self.smaller_is_better else ours / theirs
+
+    def ratio_text(self, values: dict[str, float]) -> str:
+        ratio = self.ratio(values)
+        return "-" if ratio is None else f"{ratio:.1f}x"
+
+
+ROWS = {
+    # core_start.py
+    "start_to_first_result": Row("init() until the first task's result", "s", 8, 15, True, "bare_interpreter"),
+    "shutdown": Row("shutdown()", "s", 0, 0, True),
+    "import_time": Row("import", "s", 0, 0, True),
+    "idle_memory": Row("memory of an idle cluster of two CPUs (PSS)", "MiB", 3, 10, True, "bare_interpreter_memory"),
+    "idle_processes": Row("processes of an idle cluster", "", 0, 0, True),
+    "installed_size": Row("installed size without dependencies", "MiB", 0, 0, True),
+    # core_tasks.py
+    "tasks_one_at_a_time": Row("tasks, one at a time", "1/s", 8, 20, limit="bare_round_trips_threads"),
+    "tasks_in_flight": Row("tasks, 1,000 in flight", "1/s", 15, 40, limit="bare_calls_in_flight"),
+    "tasks_with_argument": Row("tasks with a small argument, 1,000 in flight", "1/s", limit="bare_calls_in_flight"),
+    "tasks_chained": Row("tasks in a chain, each waits for the one before", "1/s", limit="bare_round_trips_threads"),
+    # core_actors.py
+    "actor_calls_one_at_a_time": Row("actor calls, one at a time", "1/s", 4, 8, limit="bare_round_trips_threads"),
+    "actor_calls_in_flight": Row("actor calls, in flight", "1/s", 5, 12, limit="bare_calls_in_flight"),
+    "async_actor_calls_in_flight": Row("async actor calls, in flight", "1/s", 5, 12, limit="bare_calls_in_flight"),
+    "actor_calls_n_to_n": Row("actor calls, two callers to two actors", "1/s", 4, 8, limit="bare_calls_in_flight"),
+    "actor_stream_items": Row("items of an actor's generator", "1/s", limit="bare_calls_in_flight"),
+    # core_actor_creation.py
+    "actors_created": Row("actors created and answering", "1/s", 10, 40, limit="bare_forks"),
+    # core_objects.py
+    "put_small": Row("put, small", "1/s", 20, 60),
+    "get_small": Row("get, small, ready", "1/s", 5, 15),
+    "put_large": Row("put, 800 MB array", "GB/s", 1, 1, limit="bare_copy"),
+    "get_large": Row("get, 800 MB array, without a copy", "1/s"),
+    "get_10k_references": Row("get of an object holding 10,000 references", "1/s", 1, 3),
+    "get_10k_values": Row("get of 10,000 small values at once", "1/s"),
+    "task_returns_1_mib": Row("tasks that return 1 MiB", "1/s"),
+    "spill_write": Row("put of twice the store's size", "GB/s", 1, 1, limit="bare_file_write"),
+    "spill_read": Row("get of twice the store's size", "GB/s", 1, 1, limit="bare_file_read"),
+    # core_wait.py
+    "wait_1k": Row("wait on 1,000 references, one by one", "1/s", 10, 30),
+    # core_placement.py
+    "placement_group_cycle": Row("placement groups, create and remove, 100 in flight", "1/s", 1, 3),
+    "placement_group_ready": Row("placement group, create, get(ready()), remove", "1/s"),
+    # core_memory.py
+    "memory_per_pending_task": Row("driver memory per pending task", "B", smaller_is_better=True),
+    "memory_per_reference": Row("driver memory per live reference of put", "B", smaller_is_better=True),
+    "memory_per_reader": Row("private memory of a reader of a 128 MiB array", "MiB", smaller_is_better=True),
+    "million_tasks_rate": Row("1,000,000 queued tasks, until the last is done", "1/s"),
+    "million_tasks_memory": Row("driver's peak memory with 1,000,000 queued tasks", "MiB", smaller_is_better=True),
+    "growth_per_task": Row("memory growth per finished task", "B", smaller_is_better=True),
+    # bare_limits.py: no runtime at all
+    "bare_round_trips": Row("bare loop: round trips over a Unix socket", "1/s"),
+    "bare_round_trips_threads": Row("... handed to and from a user thread on both sides", "1/s"),
+    "bare_calls_in_flight": Row("bare loop: messages there and back, 1,000 in flight", "1/s"),
+    "bare_copy": Row("copy of 800 MB into warm shared memory", "GB/s"),
+    "bare_copy_fresh": Row("copy of 800 MB into fresh shared memory", "GB/s"),
+    "bare_file_write": Row("write of 256 MiB to a file", "GB/s"),
+    "bare_file_read": Row("read of 256 MiB from a file", "GB/s"),
+    "bare_forks": Row("forks of a small process that answer", "1/s"),
+    "bare_interpreter": Row("start of a bare Python interpreter", "s", smaller_is_better=True),
+    "bare_interpreter_memory": Row("memory of a bare Python interpreter", "MiB", smaller_is_better=True),
+}

@@ -1,0 +1,251 @@
+"""``init``, ``shutdown`` and what happens by itself: start on first use, end at interpreter exit, on SIGTERM and after fork.
+
+init -> checks -> local mode ---------------------------------------> install(LocalRuntime)
+               -> process.start_head -> worker.connect_driver -------> install(driver's runtime)
+shutdown -> install(None), runtime.shutdown(), head.stop()
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from shoal._base import runtime as holder
+from shoal._base.log_config import LoggingConfig
+from shoal._base.runtime import Runtime
+from shoal._base.settings import read_environment
+from shoal._base.version import __version__
+from shoal._core.scheduling.labels import check_labels
+
+from .init_arguments import check_address, check_keywords, checked_resources, configure_logger, logger
+from .job import JobConfig, entrypoint, job_record
+from .ray_context import RayContext
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from shoal._core.process.start import HeadProcess
+
+
+@dataclass
+class _Session:
+    """What this driver started."""
+
+    runtime: Runtime
+    context: RayContext
+    #: None in local mode.
+    head: HeadProcess | None
+
+
+_lock = threading.RLock()
+_session: _Session | None = None
+_hooked = False
+
+
+def init(
+    address: str | None = None,
+    *,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    resources: dict[str, float] | None = None,
+    labels: dict[str, str] | None = None,
+    object_store_memory: int | None = None,
+    local_mode: bool = False,
+    ignore_reinit_error: bool = False,
+    include_dashboard: bool | None = None,
+    dashboard_host: str = "127.0.0.1",
+    dashboard_port: int | None = None,
+    job_config: JobConfig | None = None,
+    configure_logging: bool = True,
+    logging_level: int | str = "info",
+    logging_format: str | None = None,
+    logging_config: LoggingConfig | None = None,
+    log_to_driver: bool | None = None,
+    namespace: str | None = None,
+    runtime_env: dict[str, Any] | None = None,
+    enable_resource_isolation: bool = False,
+    cgroup_path: str | None = None,
+    system_reserved_cpu: float | None = None,
+    system_reserved_memory: int | None = None,
+    proxy_server_url: str | None = None,
+    **kwargs: Any,
+) -> RayContext:
+    """Start a session on this machine; afterwards tasks and actors run in worker processes. Blocks until the first task can be submitted.
+
+    It ends with ``shutdown()``, at the end of the ``with`` block of the returned context, or with this process, however that ends.
+
+    Args:
+        address: None or "local" for a session of its own.
+        num_cpus: CPUs to hand out; None means those that this process may use.
+        num_gpus: GPUs to hand out; None means those that are found.
+        resources: other resources by name.
+        labels: labels of the node, for ``label_selector``.
+        object_store_memory: bytes of shared memory for objects; None means 30 % of the machine's memory.
+        local_mode: run everything in this process, call by call, for debugging.
+        ignore_reinit_error: return the running session instead of raising when there is one.
+        job_config: more settings of the job.
+        configure_logging: give the logger "shoal" a handler and ``logging_level``.
+        logging_config: format and level of all log records in driver and workers.
+        log_to_driver: show what workers print; None means yes, unless RAY_LOG_TO_DRIVER=0.
+        namespace: of named actors; None makes one that no other job has.
+        runtime_env: environment of the job's tasks and actors.
+
+    Raises:
+        RuntimeError: a session runs already; or an unknown keyword.
+        ConnectionError: ``address`` asks for a cluster that does not exist.
+        ValueError: a bad value.
+    """
+    global _session
+    check_keywords(kwargs, init.__kwdefaults__ or ())
+    with _lock:
+        if holder._current is not None:
+            return _reinit(ignore_reinit_error)
+        check_address(address)
+        if configure_logging:
+            configure_logger(logging_level, logging_format)
+        settings = read_environment()
+        record = job_record(
+            job_config=job_config, namespace=namespace, runtime_env=runtime_env, logging_config=logging_config, environ=os.environ
+        )
+        node: dict[str, Any] = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "resources": checked_resources(resources or {}),
+            "labels": check_labels(labels or {}),
+            "object_store_bytes": object_store_memory,
+            "memory_bytes": kwargs.get("_memory"),
+            "node_name": kwargs.get("_node_name") or "",
+            "node_ip": kwargs.get("_node_ip_address") or "127.0.0.1",
+            "temp_dir": kwargs.get("_temp_dir") or "",
+            "spill_dir": kwargs.get("object_spilling_directory") or "",
+        }
+        head: HeadProcess | None = None
+        runtime: Runtime
+        if local_mode:
+            from .local_mode import LocalRuntime
+
+            runtime = LocalRuntime(record, settings, node)
+        else:
+            from shoal._core.process.options import HeadOptions
+            from shoal._core.process.start import start_head
+            from shoal._core.worker.driver import connect_driver
+
+            head = start_head(HeadOptions(**node, settings=settings))
+            show_logs = settings.log_to_driver if log_to_driver is None else log_to_driver
+            try:
+                runtime = connect_driver(
+                    agent_address=head.ready.agent_address,
+                    control_address=head.ready.control_address,
+                    session_dir=head.ready.session_dir,
+                    token=head.session.token(),
+                    job=record,
+                    settings=settings,
+                    entrypoint=entrypoint(),
+                    log_to_driver=show_logs,
+                )
+            except BaseException:
+                head.stop()
+                raise
+        context = RayContext(_address_info(runtime, head), __version__, shutdown)
+        _session = _Session(runtime, context, head)
+        holder.install(runtime)
+        _hook_process_end()
+    if logging_config is not None:
+        logging_config.apply()
+    return context
+
+
+def shutdown(*, wait_for_processes: bool = False) -> None:
+    """End the session: its tasks, actors, objects and processes. Idempotent; runs by itself when the interpreter exits.
+
+    References and handles of the session cannot be used afterwards; remote functions and actor classes can, after the next ``init``.
+
+    Args:
+        wait_for_processes: accepted for Ray's sake; it always waits until the session's processes are gone.
+    """
+    global _session
+    with _lock:
+        session, _session = _session, None
+        if session is None:
+            return
+        holder.install(None)
+        try:
+            session.runtime.shutdown()
+        finally:
+            if session.head is not None:
+                session.head.stop()
+
+
+def is_initialized() -> bool:
+    """Tell whether this process belongs to a session. No side effect."""
+    return holder._current is not None
+
+
+def ensure_runtime() -> Runtime:
+    """Return the process's runtime; without one, start a session as ``init(address="local")`` does."""
+    runtime = holder._current
+    if runtime is None:
+        init("local", ignore_reinit_error=True)
+        runtime = holder.current()
+    return runtime
+
+
+def _reinit(ignore: bool) -> RayContext:
+    if not ignore:
+        raise RuntimeError(
+            "shoal is initialized in this process already. Call shoal.shutdown() first, or give ignore_reinit_error=True to go on with the "
+            "session that runs."
+        )
+    logger.info("Going on with the session that runs: init() was called before.")
+    if _session is not None:
+        return _session.context
+    return RayContext(_address_info(holder.current(), None), __version__, shutdown)
+
+
+def _address_info(runtime: Runtime, head: HeadProcess | None) -> dict[str, Any]:
+    control_store = head.ready.control_address if head is not None else runtime.address.address
+    agent = head.ready.agent_address if head is not None else runtime.address.address
+    return {
+        "address": control_store,
+        "gcs_address": control_store,
+        "node_id": runtime.node_id.hex(),
+        "node_ip_address": "127.0.0.1",
+        "object_store_address": agent,
+        "raylet_socket_name": agent,
+        "redis_address": None,
+        "session_dir": runtime.session_dir,
+        "webui_url": "",
+        "metrics_export_port": None,
+        "dashboard_agent_listen_port": None,
+    }
+
+
+def _hook_process_end() -> None:
+    """End the session with the interpreter, and let SIGTERM end the interpreter in good order. Once per process."""
+    global _hooked
+    if not _hooked:
+        _hooked = True
+        atexit.register(shutdown)
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _exit_on_sigterm)
+
+
+def _exit_on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(signum)
+
+
+def _forget_session() -> None:
+    """In a forked child: the session belongs to the parent, whose threads do not exist here."""
+    global _session, _lock
+    session, _session, _lock = _session, None, threading.RLock()
+    holder.install(None)
+    if session is not None and session.head is not None:
+        session.head.abandon()
+
+
+os.register_at_fork(after_in_child=_forget_session)

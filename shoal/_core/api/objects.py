@@ -1,0 +1,178 @@
+"""Objects: ``put``, ``get``, ``wait`` and ``cancel``.
+
+``get`` and ``wait`` are called with thousands of references, so their checks are set operations that run in C.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any, TypeVar, overload
+
+from shoal._base import runtime as holder
+from shoal._base.ids import TASK_BYTES
+from shoal._base.references import ObjectRef, ObjectRefGenerator
+from shoal._base.runtime import Runtime
+
+from .actor_handle import ActorHandle
+from .lifecycle import ensure_runtime
+
+T = TypeVar("T")
+W = TypeVar("W", bound=ObjectRef[Any] | ObjectRefGenerator[Any])
+
+_runtime_of = attrgetter("_runtime")
+_id_of = attrgetter("_id")
+_only_refs = {ObjectRef}
+
+
+def put(value: T) -> ObjectRef[T]:
+    """Store a copy of ``value`` and return a reference to it. Blocks only while the object store is full.
+
+    Raises:
+        TypeError: ``value`` is an ObjectRef (wrap it in a list), or cannot be pickled.
+        ObjectStoreFullError: no room, and none came in time.
+    """
+    if isinstance(value, ObjectRef):
+        raise TypeError(
+            "put() does not take an ObjectRef: it is a reference already. To store the reference itself, put a list that holds it."
+        )
+    ref: ObjectRef[T] = ensure_runtime().put(value)
+    return ref
+
+
+@overload
+def get(object_refs: ObjectRef[T], *, timeout: float | None = None) -> T: ...
+@overload
+def get(object_refs: list[ObjectRef[T]], *, timeout: float | None = None) -> list[T]: ...
+@overload
+def get(object_refs: ObjectRefGenerator[T], *, timeout: float | None = None) -> ObjectRefGenerator[T]: ...
+def get(object_refs: Any, *, timeout: float | None = None) -> Any:
+    """Return the value of a reference, or the values of a list of them in its order; blocks until they are there.
+
+    Args:
+        timeout: seconds to wait at most; 0 takes only what is ready, None (or -1) waits for ever.
+
+    Raises:
+        RayTaskError: the task raised; also an instance of what it raised. The first error in list order that is there raises
+            at once, without waiting for the rest.
+        GetTimeoutError: not all were there in time.
+        ValueError: not a reference or list of references, or one of an earlier session.
+        TypeError: the list holds something else.
+    """
+    if timeout is not None:
+        timeout = _checked_timeout(timeout)
+    if isinstance(object_refs, ObjectRef):
+        runtime = holder._current
+        if runtime is None or runtime is not object_refs._runtime:
+            raise _unknown_owner(object_refs)
+        return runtime.get((object_refs,), timeout)[0]
+    if isinstance(object_refs, ObjectRefGenerator):
+        return object_refs
+    if not isinstance(object_refs, list):
+        raise ValueError(f"get() takes an ObjectRef or a list of them, got {type(object_refs).__name__}: {object_refs!r:.200}.")
+    if not object_refs:
+        return []
+    if set(map(type, object_refs)) != _only_refs:
+        for ref in object_refs:
+            if not isinstance(ref, ObjectRef):
+                raise TypeError(f"get() takes a list of ObjectRefs, but it holds {ref!r:.200} of type {type(ref).__name__}.")
+    return _session_of(object_refs).get(object_refs, timeout)
+
+
+def wait(
+    ray_waitables: list[W], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True
+) -> tuple[list[W], list[W]]:
+    """Wait until ``num_returns`` of the references are ready (their task has ended, well or not) or the time is over.
+
+    Args:
+        ray_waitables: a list of unique ObjectRefs or ObjectRefGenerators; a generator is ready when its next item, or its end, is there.
+        timeout: seconds; None waits for ever.
+        fetch_local: also bring the values to this node.
+
+    Returns:
+        (ready, rest), both in input order; ``ready`` has at most ``num_returns`` entries.
+
+    Raises:
+        TypeError: not a list of references.
+        ValueError: duplicates, a bad ``num_returns`` or ``timeout``, or a reference of an earlier session.
+    """
+    if not isinstance(ray_waitables, list):
+        raise TypeError(
+            f"wait() expected a list of ObjectRefs or ObjectRefGenerators, got {type(ray_waitables).__name__}: {ray_waitables!r:.200}."
+        )
+    if timeout is not None and not _checked_number(timeout) >= 0:
+        raise ValueError(f"The 'timeout' argument must be nonnegative. Received {timeout}")
+    if not ray_waitables:
+        return [], []
+    if set(map(type, ray_waitables)) == _only_refs:
+        unique = len(set(map(_id_of, ray_waitables)))
+    else:
+        for item in ray_waitables:
+            if not isinstance(item, ObjectRef | ObjectRefGenerator):
+                raise TypeError(
+                    f"wait() expected a list of ObjectRefs or ObjectRefGenerators, but it holds {type(item).__name__}: {item!r:.200}."
+                )
+        unique = len(set(ray_waitables))
+    if unique != len(ray_waitables):
+        raise ValueError("wait() requires a list of unique references; some stand in it more than once.")
+    if not isinstance(num_returns, int):
+        raise TypeError(f"num_returns must be an int, got {type(num_returns).__name__}: {num_returns!r}.")
+    if num_returns <= 0:
+        raise ValueError(f"Invalid number of objects to return {num_returns}.")
+    if num_returns > unique:
+        raise ValueError(f"num_returns ({num_returns}) cannot be greater than the number of references ({unique}).")
+    return _session_of(ray_waitables).wait(ray_waitables, num_returns, timeout, fetch_local)
+
+
+def cancel(ray_waitable: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True) -> None:
+    """Cancel the task that makes the object: a queued one never runs, a running one gets KeyboardInterrupt. Does nothing to a finished one.
+
+    ``get`` of its references raises TaskCancelledError.
+
+    Args:
+        force: kill the worker instead of interrupting it; not for actor calls (ValueError).
+        recursive: also cancel what the task started.
+
+    Raises:
+        TypeError: not a reference; for actors use ``kill``.
+    """
+    if isinstance(ray_waitable, ObjectRefGenerator):
+        task_id = ray_waitable._task_id
+    elif isinstance(ray_waitable, ObjectRef):
+        task_id = ray_waitable._id[:TASK_BYTES]
+    else:
+        hint = "for actors use shoal.kill()" if isinstance(ray_waitable, ActorHandle) else "what .remote() of a task returned"
+        raise TypeError(f"cancel() takes an ObjectRef or ObjectRefGenerator ({hint}), got {type(ray_waitable).__name__}: {ray_waitable!r}.")
+    _session_of([ray_waitable]).cancel(task_id, force, recursive)
+
+
+def _session_of(refs: Sequence[Any]) -> Runtime:
+    """Return the runtime that all references belong to. ValueError unless it is the one that runs now."""
+    runtime = holder._current
+    if runtime is None or set(map(_runtime_of, refs)) != {runtime}:
+        raise _unknown_owner(next(ref for ref in refs if ref._runtime is not runtime))
+    return runtime
+
+
+def _unknown_owner(ref: Any) -> ValueError:
+    return ValueError(
+        f"The owner is unknown of {ref!r}: it belongs to an earlier session, which ended with its objects. "
+        "Use references of the session that runs now."
+    )
+
+
+def _checked_timeout(timeout: float) -> float | None:
+    """Return the seconds, None for "without limit"."""
+    _checked_number(timeout)
+    if timeout == -1:
+        return None
+    if not timeout >= 0:
+        raise ValueError(f"The timeout of get() is in seconds and cannot be negative, got {timeout!r}. None waits without limit.")
+    return None if math.isinf(timeout) else timeout
+
+
+def _checked_number(timeout: float) -> float:
+    if not isinstance(timeout, int | float):
+        raise TypeError(f"timeout must be a number of seconds or None, got {type(timeout).__name__}: {timeout!r}.")
+    return timeout

@@ -1,0 +1,56 @@
+"""What the control store knows of one actor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shoal._core.wire.messages import ACTOR_PENDING, ActorSpec, ActorUpdate, Address, Cause
+
+from .rows import ActorRow, encode
+
+#: The worker's end was the actor's own wish, or would come again: no restart.
+FINAL_CAUSES = frozenset({"exit_actor", "init_failed", "out_of_scope", "job_finished", "owner_died"})
+
+
+class NameTaken(Exception):
+    """A live actor has this name in this namespace."""
+
+
+@dataclass(slots=True)
+class Actor:
+    spec: ActorSpec
+    state: str = ACTOR_PENDING
+    incarnation: int = 0
+    restarts: int = 0
+    #: Where this incarnation starts or lives; b"" while it waits for a node. Kept after death until an open start is answered.
+    node_id: bytes = b""
+    address: Address | None = None
+    #: Of the last end, also while the actor is alive again.
+    cause: Cause | None = None
+    #: Set when the end of the worker, however it comes, is the end of the actor.
+    ending: Cause | None = None
+    #: A StartActor of this incarnation is not answered yet.
+    starting: bool = False
+    #: The start in flight was cancelled in order to start again.
+    interrupted: bool = False
+    #: The worker's end was reported before the answer to StartActor was handled.
+    early_death: Cause | None = None
+
+    def restarts_left(self) -> int:
+        limit = self.spec.max_restarts
+        return -1 if limit < 0 else max(0, limit - self.restarts)
+
+    def update(self) -> ActorUpdate:
+        return ActorUpdate(self.spec.actor_id, self.state, self.incarnation, self.address, self.cause, self.restarts_left())
+
+    def row(self) -> bytes:
+        node_id, starting = self.node_id, self.starting
+        return encode(ActorRow(self.state, self.incarnation, self.restarts, node_id, starting, self.address, self.cause, self.ending))
+
+
+@dataclass(frozen=True, slots=True)
+class ActorStatistics:
+    pending: int
+    alive: int
+    restarting: int
+    dead: int

@@ -1,0 +1,106 @@
+"""What the services share: the tables, the connections, and the carrying out of instructions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from shoal._base.settings import Settings
+from shoal._core.transport.connection import Connection
+from shoal._core.wire.messages import Message
+
+from .actors import ActorTable
+from .functions import FunctionTable
+from .instructions import Instruction
+from .jobs import JobTable
+from .key_values import KeyValueTable
+from .nodes import NodeTable
+from .outbox import OnReply, Outbox
+from .placement import Placement
+from .placement_groups import PlacementGroupTable
+from .publication import Publication
+from .storage.interface import Change, Storage
+
+Handler = Callable[["Session", Any], None]
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One connection and what it stands for; lives in ``connection.tag``."""
+
+    connection: Connection
+    #: Set by RegisterNode: the peer is a node agent.
+    node_id: bytes = b""
+    #: Jobs whose driver it is; they end with the connection.
+    jobs: set[bytes] = field(default_factory=set)
+    #: Actors it is told about.
+    actors: set[bytes] = field(default_factory=set)
+    channels: set[str] = field(default_factory=set)
+
+
+class Core:
+    def __init__(self, loop: asyncio.AbstractEventLoop, storage: Storage, settings: Settings, clock: Callable[[], float]) -> None:
+        limit = settings.history_limit
+        self.loop = loop
+        self.storage = storage
+        self.clock = clock
+        self.jobs = JobTable(limit)
+        self.nodes = NodeTable(limit)
+        self.actors = ActorTable(limit)
+        self.functions = FunctionTable()
+        self.key_values = KeyValueTable()
+        self.groups = PlacementGroupTable(self.nodes, limit)
+        self.placement = Placement(self.nodes, self.groups.get)
+        self.publication = Publication()
+        self.outbox = Outbox(loop, storage, self.check if settings.debug else None)
+        self.sessions: set[Session] = set()
+        #: Node id -> its agent's connection.
+        self.agents: dict[bytes, Connection] = {}
+        #: Requests for nodes that were there before a restart and are not back yet.
+        self._parked: dict[bytes, list[tuple[Message, OnReply | None]]] = {}
+        self._performers: dict[type, Callable[[Any], None]] = {Change: self.outbox.write}
+
+    def performs(self, kind: type, performer: Callable[[Any], None]) -> None:
+        """Say who carries out an instruction."""
+        self._performers[kind] = performer
+
+    def perform(self, instructions: Iterable[Instruction]) -> None:
+        for instruction in instructions:
+            self._performers[type(instruction)](instruction)
+
+    def tell_node(self, node_id: bytes, message: Message, on_reply: OnReply | None = None) -> bool:
+        """Send to a node's agent; False when the node is gone. Waits for a node that is known but not back yet."""
+        connection = self.agents.get(node_id)
+        if connection is None:
+            known = self.nodes.get(node_id) is not None
+            if known:
+                self._parked.setdefault(node_id, []).append((message, on_reply))
+            return known
+        if on_reply is None:
+            self.outbox.send(connection, message)
+        else:
+            self.outbox.request(connection, message, on_reply)
+        return True
+
+    def unpark(self, node_id: bytes) -> None:
+        """The node is back: send what waited for it."""
+        for message, on_reply in self._parked.pop(node_id, []):
+            self.tell_node(node_id, message, on_reply)
+
+    def forget_parked(self, node_id: bytes) -> None:
+        self._parked.pop(node_id, None)
+
+    def publish(self, channel: str, key: bytes, payload: bytes) -> None:
+        message = self.publication.publish(channel, key, payload)
+        for session in self.sessions:
+            if channel in session.channels:
+                self.outbox.send(session.connection, message)
+
+    def check(self) -> None:
+        """Assert the invariants of all tables; after every event under ``settings.debug``."""
+        for table in (
+            self.jobs, self.nodes, self.actors, self.functions, self.key_values, self.groups, self.placement, self.publication,
+        ):  # fmt: skip
+            table.check()

@@ -1,0 +1,145 @@
+"""The nodes of the cluster and the view of their resources.
+
+    RegisterNode -> joined -> ALIVE -- connection lost --> left -> DEAD, listed for a while -> dropped
+
+``available`` of a record is what the agent said last. What the control store has asked of the node since (starts and reservations that are
+not answered yet) is kept beside it in ``promised``, so that a burst of placements does not pile up on one node. An error in this view does
+no harm: the agent has the last word, and whoever waits in vain asks for fresh figures.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from shoal._core.scheduling.resources import add, subtract
+from shoal._core.wire.messages import NodeRecord
+
+from .instructions import Instruction
+from .rows import NODES, decode_node, encode
+from .storage.interface import Change
+
+
+@dataclass(slots=True)
+class Node:
+    """``view`` is what placement reads: the agent's last report less what was promised since."""
+
+    record: NodeRecord
+    #: Whether its agent is connected: known but not connected after a restart of the control store, until it comes back.
+    connected: bool = True
+    #: Fixed-point amounts asked of the agent and not answered yet.
+    promised: dict[str, int] = field(default_factory=dict)
+    #: Starts of actors that wait for the agent's answer.
+    starts: int = 0
+    view: NodeRecord = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.view = msgspec.structs.replace(self.record, available=subtract(self.record.available, {}))
+
+    def report(self, available: dict[str, int], total: dict[str, int] | None) -> None:
+        """Take over the agent's figures."""
+        if total is not None:
+            self.record.total = self.view.total = total
+        self.record.available = available
+        self.view.available = subtract(available, self.promised)
+
+    def promise(self, need: Mapping[str, int]) -> None:
+        self.promised = add(self.promised, need)
+        self.view.available = subtract(self.view.available, need)
+
+    def settle(self, need: Mapping[str, int], *, taken: bool) -> None:
+        """The promise was answered: the agent holds it now (``taken``), or it does not."""
+        self.promised = subtract(self.promised, need)
+        if taken:
+            self.record.available = subtract(self.record.available, need)
+        else:
+            self.view.available = add(self.view.available, need)
+
+    def credit(self, need: Mapping[str, int]) -> None:
+        """The agent has given it back; its next report will say so, too."""
+        self.record.available = add(self.record.available, need)
+        self.view.available = add(self.view.available, need)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatistics:
+    connected: int
+    missing: int
+    dead: int
+
+
+class NodeTable:
+    def __init__(self, history_limit: int) -> None:
+        self._history_limit = history_limit
+        self._nodes: dict[bytes, Node] = {}
+        #: Dead nodes, oldest first. Disjoint from ``_nodes``.
+        self._dead: OrderedDict[bytes, NodeRecord] = OrderedDict()
+
+    def joined(self, record: NodeRecord) -> list[Instruction]:
+        """A node agent has registered, for the first time or again."""
+        record.alive, record.death_reason = True, ""
+        self._dead.pop(record.node_id, None)
+        self._nodes[record.node_id] = Node(record)
+        return [Change(NODES, record.node_id, encode(record))]
+
+    def left(self, node_id: bytes, reason: str) -> list[Instruction]:
+        node = self._nodes.pop(node_id, None)
+        if node is None:
+            return []
+        record = node.record
+        record.alive, record.death_reason, record.available = False, reason, {}
+        self._dead[node_id] = record
+        changes: list[Instruction] = [Change(NODES, node_id, encode(record))]
+        while len(self._dead) > self._history_limit:
+            oldest, _ = self._dead.popitem(last=False)
+            changes.append(Change(NODES, oldest, None))
+        return changes
+
+    def resources(self, node_id: bytes, available: dict[str, int], total: dict[str, int] | None) -> bool:
+        """Note the agent's figures; return whether the node is known. Not stored: they are of now."""
+        node = self._nodes.get(node_id)
+        if node is None:
+            return False
+        node.report(available, total)
+        return True
+
+    def get(self, node_id: bytes) -> Node | None:
+        return self._nodes.get(node_id)
+
+    def connected(self) -> list[Node]:
+        """Nodes that can be asked, in the order in which they joined."""
+        return [node for node in self._nodes.values() if node.connected]
+
+    def views(self) -> list[NodeRecord]:
+        """What ``scheduling`` chooses from."""
+        return [node.view for node in self._nodes.values() if node.connected]
+
+    def records(self) -> list[NodeRecord]:
+        """All nodes, the living first. Copies: what is sent must not change afterwards."""
+        records = [node.record for node in self._nodes.values()] + list(self._dead.values())
+        return [msgspec.structs.replace(r, total=dict(r.total), available=dict(r.available)) for r in records]
+
+    def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        for node_id, value in rows:
+            record = decode_node(value)
+            if record.alive:
+                self._nodes[node_id] = Node(record, connected=False)
+            else:
+                self._dead[node_id] = record
+
+    def statistics(self) -> NodeStatistics:
+        connected = sum(node.connected for node in self._nodes.values())
+        return NodeStatistics(connected, len(self._nodes) - connected, len(self._dead))
+
+    def check(self) -> None:
+        assert not self._nodes.keys() & self._dead.keys()
+        assert all(node.record.alive for node in self._nodes.values())
+        assert not any(record.alive for record in self._dead.values())
+        assert len(self._dead) <= self._history_limit
+        for node in self._nodes.values():
+            assert node.starts >= 0
+            assert all(amount > 0 for amount in node.promised.values()), node.promised
+            assert node.view.available == subtract(node.record.available, node.promised)

@@ -1,0 +1,169 @@
+"""Which node starts an actor.
+
+    add -> waiting, by shape -> retry -> Chosen (promised on the node) -> settled (the agent has answered)
+
+An actor that fits nowhere now but could run on one node only is sent there at once: the agent queues it and starts it the moment there is
+room. With more candidates it waits here. What no node could ever run waits for the cluster to change. Waiting actors are
+grouped by shape, and one that cannot be placed answers for all of its shape, so a thousand of a kind cost one look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from shoal._core.scheduling.policy import Infeasible, Placed, Refused, Wait, choose_node, need_of
+from shoal._core.scheduling.resources import fits
+from shoal._core.scheduling.strategies import freeze
+from shoal._core.wire.messages import NodeRecord, PlacementGroupRecord, Shape
+
+from .nodes import NodeTable
+
+FindGroup = Callable[[bytes], PlacementGroupRecord | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    actor_id: bytes
+    node_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Hopeless:
+    """Waiting cannot help."""
+
+    actor_id: bytes
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementStatistics:
+    waiting: int
+    infeasible: int
+    starting: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    node_id: bytes
+    need: Mapping[str, int]
+
+
+class Placement:
+    def __init__(self, nodes: NodeTable, find_group: FindGroup) -> None:
+        self._nodes = nodes
+        self._find_group = find_group
+        #: Shape -> actor id -> name for messages; both in order of arrival.
+        self._waiting: dict[Shape, dict[bytes, str]] = {}
+        self._shapes: dict[bytes, Shape] = {}
+        #: Shapes that nothing could run at the last look, with the reason.
+        self._infeasible: dict[Shape, str] = {}
+        self._starts: dict[bytes, _Start] = {}
+        #: Round of the SPREAD strategy.
+        self._turn = 0
+
+    def add(self, actor_id: bytes, shape: Shape, name: str) -> None:
+        shape = freeze(shape)
+        self._shapes[actor_id] = shape
+        self._waiting.setdefault(shape, {})[actor_id] = name
+
+    def remove(self, actor_id: bytes) -> None:
+        """The actor no longer wants a node. Fine if it does not wait."""
+        shape = self._shapes.pop(actor_id, None)
+        if shape is not None:
+            del self._waiting[shape][actor_id]
+            if not self._waiting[shape]:
+                del self._waiting[shape]
+                self._infeasible.pop(shape, None)
+
+    def settled(self, actor_id: bytes) -> None:
+        """The agent has answered the start (or the node is gone); its own report counts from now on."""
+        start = self._starts.pop(actor_id, None)
+        node = self._nodes.get(start.node_id) if start is not None else None
+        if start is not None and node is not None:
+            node.starts -= 1
+            node.settle(start.need, taken=False)
+
+    def node_left(self, node_id: bytes) -> None:
+        """Starts asked of the node are over. O(starts in flight)."""
+        for actor_id in [actor_id for actor_id, start in self._starts.items() if start.node_id == node_id]:
+            del self._starts[actor_id]
+
+    def retry(self, only: Shape | None = None) -> list[Chosen | Hopeless]:
+        """Place what can be placed, of all shapes or of one. O(shapes + placed)."""
+        results: list[Chosen | Hopeless] = []
+        for shape in [only] if only is not None else list(self._waiting):
+            for actor_id, name in list(self._waiting.get(shape, {}).items()):
+                result = self._choose(actor_id, shape, name)
+                if result is None:
+                    break
+                results.append(result)
+        return results
+
+    def shapes_in(self, group_id: bytes) -> list[Shape]:
+        """Shapes that wait for this placement group."""
+        return [shape for shape in self._waiting if shape.placement_group == group_id]
+
+    def waits_for_room(self) -> bool:
+        """Whether some actor could run if a node were less busy."""
+        return len(self._waiting) > len(self._infeasible)
+
+    def why_infeasible(self, shape: Shape) -> str:
+        """Return why no node can run the shape; "" when one can."""
+        return self._infeasible.get(shape, "")
+
+    def statistics(self) -> PlacementStatistics:
+        infeasible = sum(len(self._waiting[shape]) for shape in self._infeasible)
+        return PlacementStatistics(len(self._shapes) - infeasible, infeasible, len(self._starts))
+
+    def check(self) -> None:
+        assert all(self._waiting.values())
+        assert self._infeasible.keys() <= self._waiting.keys()
+        assert {actor_id: shape for shape, actors in self._waiting.items() for actor_id in actors} == self._shapes
+        assert not self._shapes.keys() & self._starts.keys(), "waiting and starting"
+
+    def _choose(self, actor_id: bytes, shape: Shape, name: str) -> Chosen | Hopeless | None:
+        self._infeasible.pop(shape, None)
+        need = need_of(shape)
+        found = self._in_group(shape, need) if shape.placement_group else self._in_cluster(shape, name)
+        if isinstance(found, Infeasible):
+            self._infeasible[shape] = found.message
+            return None
+        if found is None:
+            return None
+        self.remove(actor_id)
+        if isinstance(found, Refused):
+            return Hopeless(actor_id, found.message)
+        node = self._nodes.get(found.node_id)
+        assert node is not None
+        node.starts += 1
+        promised = {} if shape.placement_group else need  # a bundle's resources are not the node's any more
+        node.promise(promised)
+        self._starts[actor_id] = _Start(found.node_id, promised)
+        self._turn += 1
+        return Chosen(actor_id, found.node_id)
+
+    def _in_cluster(self, shape: Shape, name: str) -> NodeRecord | Infeasible | Refused | None:
+        choice = choose_node(shape, self._nodes.views(), name=name, turn=self._turn)
+        if isinstance(choice, Placed):
+            return choice.node
+        if isinstance(choice, Wait):
+            return choice.candidates[0] if len(choice.candidates) == 1 else None
+        return choice
+
+    def _in_group(self, shape: Shape, need: Mapping[str, int]) -> NodeRecord | Infeasible | Refused | None:
+        group = self._find_group(shape.placement_group)
+        if group is None or group.state == "REMOVED":
+            return Refused("Its placement group was removed before it could start.")
+        bundles = group.spec.bundles
+        if shape.bundle_index >= len(bundles):
+            return Refused(f"Its placement group has {len(bundles)} bundles; bundle {shape.bundle_index} does not exist.")
+        indices = [shape.bundle_index] if shape.bundle_index >= 0 else range(len(bundles))
+        fitting = [index for index in indices if fits(need, bundles[index])]
+        if not fitting:
+            return Infeasible("No bundle of its placement group has the resources that it needs.")
+        if group.state in ("PENDING", "PREPARED"):
+            return None
+        nodes = [self._nodes.get(group.nodes[index]) for index in fitting if group.nodes[index]]
+        ready = [node for node in nodes if node is not None and node.connected]
+        return min(ready, key=lambda node: node.starts).view if ready else None

@@ -1,0 +1,58 @@
+"""Channels of numbered changes that others follow: "nodes", "jobs", "actors".
+
+A watcher says the last number it has seen and gets what came after. The backlog is bounded: a watcher that was away for too long sees a gap
+between its number and the first it gets, and must list the table anew. Nothing is stored; numbers start anew with the control store, so a
+watcher whose number is ahead of the channel gets the whole backlog.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from shoal._core.wire.messages import Published
+
+CHANNELS = ("nodes", "jobs", "actors")
+#: Messages kept per channel: a few seconds of a busy cluster.
+BACKLOG = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PublicationStatistics:
+    published: int
+    kept: int
+
+
+@dataclass(slots=True)
+class _Channel:
+    sequence: int = 0
+    backlog: deque[Published] = field(default_factory=lambda: deque(maxlen=BACKLOG))
+
+
+class Publication:
+    def __init__(self) -> None:
+        self._channels = {name: _Channel() for name in CHANNELS}
+
+    def publish(self, channel: str, key: bytes, payload: bytes) -> Published:
+        """Number the change and keep it for those who come later."""
+        entry = self._channels[channel]
+        entry.sequence += 1
+        message = Published(channel, entry.sequence, key, payload)
+        entry.backlog.append(message)
+        return message
+
+    def after(self, channel: str, sequence: int) -> list[Published]:
+        """Return what is still there from beyond ``sequence``. KeyError for an unknown channel."""
+        entry = self._channels[channel]
+        if sequence > entry.sequence:
+            sequence = 0
+        return [message for message in entry.backlog if message.sequence > sequence]
+
+    def statistics(self) -> PublicationStatistics:
+        entries = self._channels.values()
+        return PublicationStatistics(sum(entry.sequence for entry in entries), sum(len(entry.backlog) for entry in entries))
+
+    def check(self) -> None:
+        for entry in self._channels.values():
+            numbers = [message.sequence for message in entry.backlog]
+            assert numbers == list(range(entry.sequence - len(numbers) + 1, entry.sequence + 1))

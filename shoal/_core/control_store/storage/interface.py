@@ -1,0 +1,46 @@
+"""The contract of a storage backend: named tables of key -> bytes, changed by atomic and durable batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+
+class Change(NamedTuple):
+    """One row gets a new value, or goes (``value`` is None)."""
+
+    table: str
+    key: bytes
+    value: bytes | None
+
+
+class Storage(Protocol):
+    """Called from the control store's loop only; no method may start a thread or keep a reference to its arguments' containers.
+
+    Table names are identifiers chosen by the caller; a table exists from the first touch on and an unknown one reads as empty.
+    """
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """Return the row's value, or None."""
+
+    def scan(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all rows in the order of their keys. Called at the start, and must see every applied batch."""
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Make all changes or none, durably, before returning; the later of two changes of one row wins.
+
+        Called once per loop iteration that changed anything, so its cost is shared by all changes of that iteration.
+        Raises OSError or the backend's own error when nothing was written; the caller keeps the batch and tries again.
+        """
+
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        """``apply`` of one row."""
+
+    def delete(self, table: str, key: bytes) -> None:
+        """``apply`` of one row's end; deleting what is not there is fine."""
+
+    def compact(self) -> None:
+        """Give a bounded amount of free space back. Called after every few thousand deletions; must take milliseconds, not seconds."""
+
+    def close(self) -> None:
+        """Release files. Nothing is called afterwards."""

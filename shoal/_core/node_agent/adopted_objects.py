@@ -1,0 +1,184 @@
+"""The node agent as owner: serves adopted objects to their borrowers (the shell around ``adoption.py``)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+from shoal._core.node_agent.adoption import AdoptedObject, Adoption
+from shoal._core.node_agent.peers import Connect, Peer, Process, Store
+from shoal._core.wire.messages import (
+    STORED,
+    Ack,
+    AddBorrower,
+    Address,
+    AdoptObjects,
+    GetObject,
+    ObjectRefInfo,
+    ObjectValue,
+    PinForever,
+    RemoveBorrower,
+    ReportLost,
+    Value,
+)
+
+log = logging.getLogger("shoal.node_agent")
+
+#: Seconds between two looks for the adoption of an object that lies in the store while its owner's death is not noticed yet.
+LOOK_S = 0.05
+
+Request = GetObject | AddBorrower
+
+
+class AdoptedObjects:
+    """Answers GetObject, AddBorrower, RemoveBorrower, ReportLost and PinForever for objects whose owner is gone.
+
+    Args:
+        me: address of the node agent, under which it borrows what is inside adopted objects.
+        connect: opens connections to the owners of those; None: references inside are not kept alive.
+        connected: worker ids of the processes that are connected now.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        me: Address,
+        store: Store,
+        grace_s: float,
+        connect: Connect | None,
+        connected: Callable[[], Collection[bytes]],
+    ) -> None:
+        self.state = Adoption(grace_s)
+        self._loop = loop
+        self._me = me
+        self._store = store
+        self._grace_s = grace_s
+        self._connect = connect
+        self._connected = connected
+        #: Requests in progress; joined (cancelled) by ``close``.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def adopt(self, connection: Peer, message: AdoptObjects) -> None:
+        self.state.adopt(message.objects, self._connected(), self._loop.time())
+        connection.send(Ack(message.rid))
+
+    def owner_killed(self, worker_id: bytes) -> None:
+        """Keep what the dead process owned in the store until its holders have had time to ask."""
+        now = self._loop.time()
+        for object_id, nbytes, refs in self._store.objects_of(worker_id):
+            if object_id not in self.state:
+                adopted = self.state.adopt_stored(object_id, Value(STORED, b"", nbytes, refs), now)
+                if refs and self._connect is not None:
+                    self._spawn(self._register_inside(adopted))
+
+    def handle(self, connection: Peer, message: Any) -> None:
+        """Serve one message of a borrower."""
+        now = self._loop.time()
+        kind = type(message)
+        if kind is GetObject or kind is AddBorrower:
+            if message.object_id not in self.state and self._store.contains(message.object_id):
+                # Its owner's end has not been noticed here yet; the borrower saw it first.
+                self._spawn(self._serve_late(connection, message))
+            else:
+                self._serve(connection, message)
+        elif kind is RemoveBorrower:
+            self._free(self.state.remove_borrower(message.object_id, message.borrower.worker_id, message.count))
+        elif kind is ReportLost:
+            self.state.report_lost(message.object_id)
+        elif kind is PinForever:
+            self.state.pin_forever(message.object_id)
+        else:
+            raise TypeError(f"not a borrower's message: {kind.__name__} at {now}")
+
+    def borrower_lost(self, worker_id: bytes) -> None:
+        self._free(self.state.borrower_lost(worker_id))
+
+    def tick(self) -> None:
+        self._free(self.state.tick(self._loop.time(), self._connected()))
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _serve(self, connection: Peer, message: Request) -> None:
+        adopted = self.state.get(message.object_id, self._loop.time())
+        if adopted is None:
+            connection.fail(
+                message.rid,
+                "OwnerDiedError",
+                f"The process that owned object {message.object_id.hex()} has died, and the object lived in its memory only or nobody "
+                "held it any more. Compute it again, or keep its owner alive.",
+            )
+        elif isinstance(message, AddBorrower):
+            process = connection.tag
+            by_itself = isinstance(process, Process) and process.address.worker_id == message.borrower.worker_id
+            self.state.add_borrower(message.object_id, message.borrower.worker_id, message.count, by_itself=by_itself)
+            connection.send(Ack(message.rid))
+        elif adopted.lost:
+            connection.fail(
+                message.rid,
+                "ObjectLostError",
+                f"Object {message.object_id.hex()} is lost from the object store, and its owner, who could compute it again, has died.",
+            )
+        elif adopted.value.refs:
+            self._spawn(self._hand_out(connection, message, adopted))
+        else:
+            connection.send(ObjectValue(message.rid, adopted.value))
+
+    async def _serve_late(self, connection: Peer, message: Request) -> None:
+        for _ in range(max(1, round(self._grace_s / LOOK_S))):
+            await asyncio.sleep(LOOK_S)
+            if message.object_id in self.state or not self._store.contains(message.object_id):
+                break
+        self._serve(connection, message)
+
+    async def _hand_out(self, connection: Peer, message: GetObject, adopted: AdoptedObject) -> None:
+        """Register the reader with every reference inside, then send the value (rule 3 of docs/design/core.md)."""
+        await asyncio.gather(*(self._register(inner, message.borrower) for inner in adopted.value.refs))
+        connection.send(ObjectValue(message.rid, adopted.value))
+
+    async def _register_inside(self, adopted: AdoptedObject) -> None:
+        await asyncio.gather(*(self._register(inner, self._me) for inner in adopted.value.refs if inner.object_id not in self.state))
+        adopted.registered = True
+        if adopted.object_id not in self.state:  # freed meanwhile
+            self._unregister_inside(adopted)
+
+    async def _register(self, inner: ObjectRefInfo, borrower: Address) -> None:
+        if self.state.add_borrower(inner.object_id, borrower.worker_id, 1, by_itself=False) or self._connect is None:
+            return
+        try:
+            owner = await self._connect(inner.owner)
+            await owner.request(AddBorrower(0, inner.object_id, borrower))
+        except Exception as error:  # whatever is wrong with that owner, the reader will hear it when it reads the inner reference
+            log.debug("Registering %s with its owner failed: %r", inner.object_id.hex(), error)
+
+    def _free(self, freed: Iterable[AdoptedObject]) -> None:
+        stored = []
+        for adopted in freed:
+            if adopted.value.kind == STORED:
+                stored.append(adopted.object_id)
+            if adopted.registered:
+                self._unregister_inside(adopted)
+        if stored:
+            self._store.free(stored)
+
+    def _unregister_inside(self, adopted: AdoptedObject) -> None:
+        for inner in adopted.value.refs:
+            if inner.owner.worker_id != self._me.worker_id and self._connect is not None:
+                self._spawn(self._unregister(inner))
+
+    async def _unregister(self, inner: ObjectRefInfo) -> None:
+        assert self._connect is not None
+        try:
+            owner = await self._connect(inner.owner)
+            owner.send(RemoveBorrower(inner.object_id, self._me, 1))
+        except OSError:
+            pass  # that owner is gone, and its counts with it
+
+    def _spawn(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,176 @@
+"""Objects whose owner is gone and that the node agent owns in its place.
+
+Owns: their values, who borrows them, and when they are free.
+Must not know: connections, the object store (it is told what to free), clocks.
+
+An owner that ends in good order hands over with ``adopt``: values and borrower counts. An owner that was killed leaves only what lies in
+the object store (``adopt_stored``): nobody knows who borrows it, so it waits ``grace_s`` for holders to say so.
+
+Counts. A borrower that turns here after its owner's end registers its *full* count. What the owner had handed over for it may be higher (a
+registration by a third process under way) or lower (one that was lost with the owner); the larger of both counts, which can leak until the
+borrower ends, and never free early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from shoal._core.wire.messages import OwnedObject, Value
+
+
+@dataclass(slots=True, eq=False)
+class AdoptedObject:
+    object_id: bytes
+    value: Value
+    #: Registrations by worker id.
+    counts: dict[bytes, int] = field(default_factory=dict)
+    #: Borrowers whose count is the dead owner's word; their own first word is still to come.
+    inherited: set[bytes] = field(default_factory=set)
+    #: Until then it lives without borrowers.
+    grace_until: float = 0.0
+    forever: bool = False
+    lost: bool = False
+    #: The agent itself is registered with the owners of the references inside (and has to unregister).
+    registered: bool = False
+
+
+class Adoption:
+    """All adopted objects of the node."""
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self.objects: dict[bytes, AdoptedObject] = {}
+        #: Inner object -> adopted containers that hold a reference to it.
+        self._containers: dict[bytes, set[bytes]] = {}
+        #: Objects whose grace must be looked at, so that a tick does not visit all.
+        self._in_grace: set[bytes] = set()
+
+    def __contains__(self, object_id: bytes) -> bool:
+        return object_id in self.objects
+
+    def adopt(self, objects: Iterable[OwnedObject], connected: Collection[bytes], now: float) -> list[AdoptedObject]:
+        """Take over from an owner that ends in good order. Borrowers that are not ``connected`` have the grace to appear."""
+        taken = []
+        for one in objects:
+            adopted = self._insert(one.object_id, one.value, now)
+            adopted.registered = True
+            for borrower, count in one.borrowers:
+                adopted.counts[borrower.worker_id] = adopted.counts.get(borrower.worker_id, 0) + count
+                adopted.inherited.add(borrower.worker_id)
+            if adopted.counts and adopted.counts.keys() <= set(connected):
+                self._end_grace(adopted)
+            taken.append(adopted)
+        return taken
+
+    def adopt_stored(self, object_id: bytes, value: Value, now: float) -> AdoptedObject:
+        """Take over a stored object of an owner that was killed."""
+        return self.objects.get(object_id) or self._insert(object_id, value, now)
+
+    def get(self, object_id: bytes, now: float) -> AdoptedObject | None:
+        """Return the object for a reader, who will register; an object in its grace gets a new one."""
+        adopted = self.objects.get(object_id)
+        if adopted is not None and adopted.object_id in self._in_grace:
+            adopted.grace_until = now + self._grace_s
+        return adopted
+
+    def add_borrower(self, object_id: bytes, borrower: bytes, count: int, *, by_itself: bool) -> bool:
+        """Register; False when the object is not here (any more)."""
+        adopted = self.objects.get(object_id)
+        if adopted is None:
+            return False
+        if by_itself and borrower in adopted.inherited:
+            adopted.counts[borrower] = max(count, adopted.counts.get(borrower, 0))
+            adopted.inherited.discard(borrower)
+        else:
+            adopted.counts[borrower] = adopted.counts.get(borrower, 0) + count
+        if not adopted.inherited:
+            self._end_grace(adopted)
+        return True
+
+    def remove_borrower(self, object_id: bytes, borrower: bytes, count: int) -> list[AdoptedObject]:
+        """Unregister; returns what is free now."""
+        adopted = self.objects.get(object_id)
+        if adopted is None or borrower not in adopted.counts:
+            return []
+        adopted.counts[borrower] -= count
+        if adopted.counts[borrower] > 0:
+            return []
+        del adopted.counts[borrower]
+        adopted.inherited.discard(borrower)
+        return self._collect([object_id])
+
+    def borrower_lost(self, borrower: bytes) -> list[AdoptedObject]:
+        """The process has ended: its registrations are void."""
+        touched = []
+        for adopted in self.objects.values():
+            if adopted.counts.pop(borrower, None) is not None:
+                adopted.inherited.discard(borrower)
+                touched.append(adopted.object_id)
+        return self._collect(touched)
+
+    def pin_forever(self, object_id: bytes) -> None:
+        if object_id in self.objects:
+            self.objects[object_id].forever = True
+
+    def report_lost(self, object_id: bytes) -> None:
+        """The store cannot produce it, and nobody knows how to compute it again."""
+        if object_id in self.objects:
+            self.objects[object_id].lost = True
+
+    def tick(self, now: float, connected: Collection[bytes]) -> list[AdoptedObject]:
+        """End the grace of those whose time is up: borrowers that never appeared are forgotten. Returns what is free."""
+        over = [object_id for object_id in self._in_grace if self.objects[object_id].grace_until <= now]
+        for object_id in over:
+            adopted = self.objects[object_id]
+            for borrower in [one for one in adopted.inherited if one not in connected]:
+                adopted.inherited.discard(borrower)
+                adopted.counts.pop(borrower, None)
+            self._end_grace(adopted)
+        return self._collect(over)
+
+    def check(self) -> None:
+        assert self._in_grace <= self.objects.keys()
+        for object_id, adopted in self.objects.items():
+            assert self._alive(adopted), "a free object is kept"
+            assert all(count > 0 for count in adopted.counts.values())
+            assert adopted.inherited <= adopted.counts.keys()
+            assert adopted.object_id == object_id
+        for holders in self._containers.values():
+            assert holders
+            assert holders <= self.objects.keys()
+
+    def _insert(self, object_id: bytes, value: Value, now: float) -> AdoptedObject:
+        adopted = AdoptedObject(object_id, value, grace_until=now + self._grace_s)
+        self.objects[object_id] = adopted
+        self._in_grace.add(object_id)
+        for inner in value.refs:
+            self._containers.setdefault(inner.object_id, set()).add(object_id)
+        return adopted
+
+    def _end_grace(self, adopted: AdoptedObject) -> None:
+        self._in_grace.discard(adopted.object_id)
+
+    def _alive(self, adopted: AdoptedObject) -> bool:
+        object_id = adopted.object_id
+        return bool(adopted.counts) or adopted.forever or object_id in self._in_grace or object_id in self._containers
+
+    def _collect(self, candidates: Iterable[bytes]) -> list[AdoptedObject]:
+        """Remove those that nobody holds, and what only they held. A loop: containers may be nested deeper than the stack."""
+        freed = []
+        work = list(candidates)
+        while work:
+            object_id = work.pop()
+            adopted = self.objects.get(object_id)
+            if adopted is None or self._alive(adopted):
+                continue
+            del self.objects[object_id]
+            freed.append(adopted)
+            for inner in adopted.value.refs:
+                holders = self._containers.get(inner.object_id)
+                if holders is not None:
+                    holders.discard(object_id)
+                    if not holders:
+                        del self._containers[inner.object_id]
+                        work.append(inner.object_id)
+        return freed

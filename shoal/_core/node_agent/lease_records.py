@@ -1,0 +1,78 @@
+"""The records of ``leases``: a lease, what is set aside, and what the state tells the server to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shoal._core.node_agent.waiting import LeaseRequest
+from shoal._core.scheduling.resources import Allocation, Capacity, ResourceSet
+from shoal._core.wire.messages import Shape
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    lease_id: int
+    request: LeaseRequest
+    allocation: Allocation
+    #: What the resources were taken from: the node, or a bundle.
+    capacity: Capacity
+    granted_at: float
+    bundle_index: int = -1
+    #: Nested blocking calls (several threads of one worker); CPU is lent out while above zero.
+    blocked: int = 0
+    #: The owner was asked to return it.
+    wanted: bool = False
+
+    @property
+    def owner(self) -> int:
+        return self.request.owner
+
+    @property
+    def shape(self) -> Shape:
+        return self.request.shape
+
+    @property
+    def is_actor(self) -> bool:
+        return bool(self.request.actor_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Ask the owner for the lease back when its work is done."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class TellInfeasible:
+    """The request can never be met as things stand; it stays queued."""
+
+    request: LeaseRequest
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The request has left the queue unmet."""
+
+    request: LeaseRequest
+    kind: str
+    message: str
+
+
+Instruction = Grant | Want | TellInfeasible | Refuse
+
+
+@dataclass(slots=True)
+class Reservation:
+    """What nobody but its holder is granted for now. ``request`` is None for a placement group."""
+
+    request: LeaseRequest | None
+    group: bytes
+    need: ResourceSet
+    until: float

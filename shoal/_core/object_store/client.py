@@ -1,0 +1,307 @@
+"""The object store as a worker or driver sees it.
+
+    loop thread   create ─▶ (any thread: write) ─▶ seal          pin ─▶ (any thread: read) ─▶ unpin
+    any thread    last view dies ─▶ append, wake ─▶ (loop thread) flush_releases ─▶ UnpinObjects
+
+A process pins an object once, however many readers it has; here they are counted as *holds*. A place that ``pin`` returns is one hold,
+until ``unpin``; ``read``, called in between, adds one that ends with the last array, table or memoryview over its view.
+
+Finalizers may run anywhere, inside a lock, in the middle of an allocation; so they append to a deque and call ``wake``, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from shoal._core.object_store.arena import Arena, Writable
+from shoal._core.object_store.mapping import Mapping
+from shoal._core.object_store.spilling import parse_location
+from shoal._core.wire.messages import (
+    AbortObject,
+    Address,
+    CreateObject,
+    FreeObjects,
+    Message,
+    ObjectCreated,
+    ObjectRefInfo,
+    ObjectsPinned,
+    PinObjects,
+    SealObject,
+    UnpinObjects,
+)  # fmt: skip
+
+_LOST, _ON_DISK = -1, -2
+
+
+class Place(NamedTuple):
+    """Where an object lies: at ``offset`` of the arena, or of the file ``path``."""
+
+    offset: int
+    nbytes: int
+    path: str = ""
+
+
+class _Hold:
+    """One reader. The views share it; when the last is gone, or ``drop`` is called, the reader is gone. Safe in ``__del__``."""
+
+    __slots__ = ("_client", "_object_id")
+
+    def __init__(self, client: StoreClient, object_id: bytes) -> None:
+        self._client: StoreClient | None = client
+        self._object_id = object_id
+
+    def __call__(self) -> None:
+        """A view is gone; what counts is that the last of them drops this object."""
+
+    def __del__(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client._reader_gone(self._object_id)
+
+
+class _Pin:
+    """An object that this process has pinned, or has asked to."""
+
+    __slots__ = ("holds", "object_id", "place", "reply")
+
+    def __init__(self, object_id: bytes, reply: asyncio.Future[Any]) -> None:
+        self.object_id = object_id
+        #: None once it has arrived.
+        self.reply: asyncio.Future[Any] | None = reply
+        self.place: Place | None = None
+        self.holds = 0
+
+
+class StoreClient:
+    """One process's side of its node's object store.
+
+    Args:
+        arena: opened by this process; stays the caller's.
+        send: queue a one-way message to the node agent. Loop thread.
+        request: send a request; the future ends with the reply or raises RequestFailed, ConnectionLost. Loop thread.
+        wake: make the loop call ``flush_releases`` soon. Called from any thread, inside ``__del__`` too: it may append to a deque and
+            write to an eventfd, it may not take a lock.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        send: Callable[[Message], None],
+        request: Callable[[Message], asyncio.Future[Any]],
+        wake: Callable[[], None],
+    ) -> None:
+        self._arena = arena
+        self._send = send
+        self._request = request
+        self._wake = wake
+        self._pins: dict[bytes, _Pin] = {}
+        #: (object id, +1 or -1) in the order in which holds came and went; appended by any thread, emptied on the loop.
+        self._changes: deque[tuple[bytes, int]] = deque()
+        self._woken = False
+        self._closed = False
+
+    # --- writing: create, write, seal or abort ---
+
+    def create(self, object_id: bytes, nbytes: int, owner: Address) -> asyncio.Future[Place]:
+        """Ask for room. Waits while the store is full.
+
+        Raises RequestFailed: ObjectStoreFullError, OutOfDiskError, or ObjectExists when the object is sealed already (a task that was run
+        again). Cancelling the future gives the room back.
+        """
+        result: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
+        reply = self._request(CreateObject(0, object_id, nbytes, owner))
+
+        def created(done: asyncio.Future[Any]) -> None:
+            error = _error_of(done)
+            if result.done():
+                if error is None:
+                    self.abort(object_id)
+            elif error is not None:
+                result.set_exception(error)
+            else:
+                message: ObjectCreated = done.result()
+                result.set_result(Place(message.offset, nbytes, message.path))
+
+        reply.add_done_callback(created)
+        return result
+
+    def write(self, place: Place, value: Writable) -> None:
+        """Copy the value into its place. Any thread; the interpreter lock is released while large buffers are copied."""
+        if not place.path:
+            self._arena.write(place.offset, value)
+            return
+        fd = os.open(place.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            value.write_to(fd, place.offset)
+        finally:
+            os.close(fd)
+
+    def seal(self, object_id: bytes, refs: Sequence[ObjectRefInfo] = ()) -> None:
+        """The value is complete: from now on it can be read, by everybody, until it is freed."""
+        self._send(SealObject(object_id, list(refs)))
+
+    def abort(self, object_id: bytes) -> None:
+        """Give up an object that is not sealed."""
+        self._send(AbortObject(object_id))
+
+    def free(self, object_ids: Sequence[bytes]) -> None:
+        """Its owner needs the objects no more. Views stay valid."""
+        self._send(FreeObjects(list(object_ids)))
+
+    # --- reading: pin, read, unpin ---
+
+    def pin(self, object_ids: Sequence[bytes]) -> asyncio.Future[list[Place | None]]:
+        """Make objects readable and hold them; None in the result: lost, and not held.
+
+        Waits for objects that are being written, and for the disk. Call ``unpin`` once for each place. If the future fails or is cancelled,
+        nothing is held.
+        """
+        result: asyncio.Future[list[Place | None]] = asyncio.get_running_loop().create_future()
+        self.flush_releases()
+        ask = [object_id for object_id in dict.fromkeys(object_ids) if object_id not in self._pins]
+        if ask:
+            self._ask(ask)
+        pins = [self._pins[object_id] for object_id in object_ids]
+        replies = {pin.reply for pin in pins if pin.reply is not None}
+        for pin in pins:
+            pin.holds += 1
+        if not replies:
+            result.set_result([pin.place for pin in pins])
+            return result
+        missing = len(replies)
+
+        def arrived(done: asyncio.Future[Any]) -> None:
+            nonlocal missing
+            missing -= 1
+            error = _error_of(done)
+            if error is not None and not result.done():
+                result.set_exception(error)
+            if missing:
+                return
+            if result.done():
+                self._drop(pins)
+                return
+            places = [pin.place for pin in pins]
+            self._drop([pin for pin in pins if pin.place is None])
+            result.set_result(places)
+
+        for reply in replies:
+            reply.add_done_callback(arrived)
+        return result
+
+    def unpin(self, object_id: bytes) -> None:
+        """Give back one place that ``pin`` returned. Loop thread, after every ``read`` of that place. Views that were read stay."""
+        self.flush_releases()
+        pin = self._pins.get(object_id)
+        if pin is not None:
+            self._drop([pin])
+
+    def read(self, object_id: bytes, place: Place) -> tuple[memoryview, Callable[[], memoryview]]:
+        """Return a read-only view of a held place, and a function that makes writable private views. Any thread, before ``unpin``.
+
+        It adds a hold that ends when all views, and the function, are gone. Changes through a private view are seen by nobody else.
+        """
+        self._changes.append((object_id, 1))
+        hold = _Hold(self, object_id)
+        if place.path:
+            fd = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                view = Mapping(fd, max(place.nbytes, 1), place.offset, writable=False).view(0, place.nbytes, hold)
+            finally:
+                os.close(fd)
+        else:
+            view = self._arena.view(place.offset, place.nbytes, hold)
+
+        def private_view() -> memoryview:
+            if not place.path:
+                return self._arena.private_view(place.offset, place.nbytes, hold)
+            fd = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                mapping = Mapping(fd, max(place.nbytes, 1), place.offset, writable=True, private=True)
+            finally:
+                os.close(fd)
+            return mapping.view(0, place.nbytes, hold, readonly=False)
+
+        return view, private_view
+
+    def flush_releases(self) -> None:
+        """Count what readers have taken and given back, and tell the store. Loop thread; ``wake`` asks for it."""
+        self._woken = False
+        changes = self._changes
+        dropped: list[_Pin] = []
+        while changes:
+            object_id, change = changes.popleft()
+            pin = self._pins.get(object_id)
+            if pin is None:
+                continue
+            if change > 0:
+                pin.holds += 1
+            else:
+                dropped.append(pin)
+        if dropped:
+            self._drop(dropped)
+
+    def held(self) -> int:
+        """Objects that this process pins."""
+        return len(self._pins)
+
+    def close(self) -> None:
+        """The connection ends, and with it all pins. Views stay readable, but the store may use their memory again."""
+        self._closed = True
+        self._pins.clear()
+        self._changes.clear()
+
+    # --- inside ---
+
+    def _ask(self, object_ids: list[bytes]) -> None:
+        reply = self._request(PinObjects(0, object_ids))
+        pins = [_Pin(object_id, reply) for object_id in object_ids]
+        self._pins.update(zip(object_ids, pins, strict=True))
+
+        def pinned(done: asyncio.Future[Any]) -> None:
+            answer: ObjectsPinned | None = None if _error_of(done) is not None else done.result()
+            for index, pin in enumerate(pins):
+                pin.reply = None
+                pin.place = None if answer is None else _place(answer, index)
+                if pin.place is None and self._pins.get(pin.object_id) is pin:
+                    # Lost: the store counts nothing, and the next pin asks again.
+                    del self._pins[pin.object_id]
+
+        # Added first, so it runs before those who wait for the reply look at the places.
+        reply.add_done_callback(pinned)
+
+    def _drop(self, pins: Sequence[_Pin]) -> None:
+        """End one hold of each; unpin what nobody holds any more."""
+        unpinned: list[bytes] = []
+        for pin in pins:
+            pin.holds -= 1
+            if pin.holds == 0 and pin.reply is None and self._pins.get(pin.object_id) is pin:
+                del self._pins[pin.object_id]
+                unpinned.append(pin.object_id)
+        if unpinned and not self._closed:
+            self._send(UnpinObjects(unpinned))
+
+    def _reader_gone(self, object_id: bytes) -> None:
+        """Any thread, also inside a finalizer."""
+        self._changes.append((object_id, -1))
+        if not self._woken and not self._closed:
+            self._woken = True
+            self._wake()
+
+
+def _place(answer: ObjectsPinned, index: int) -> Place | None:
+    offset, nbytes = answer.places[index]
+    if offset == _LOST:
+        return None
+    if offset == _ON_DISK:
+        path, start = parse_location(answer.paths[index])
+        return Place(start, nbytes, path)
+    return Place(offset, nbytes)
+
+
+def _error_of(done: asyncio.Future[Any]) -> BaseException | None:
+    return asyncio.CancelledError() if done.cancelled() else done.exception()

@@ -1,0 +1,95 @@
+"""Where objects lie on disk: files, the slots in them, and when a file may go.
+
+Many small objects share one file, so that a thousand of them cost one open and one sequential write. A file is written once, as a whole,
+and deleted when its last object is freed; holes are not filled (no compaction: the disk is large, the code is not). Slots start at
+page boundaries, so that a reader can map one straight from the file when memory has no room for it.
+
+Pure: paths are names here; ``disk.py`` touches the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from shoal._core.object_store.allocation import round_up
+
+SUFFIX = ".spill"
+
+
+class Slot(NamedTuple):
+    """An object's place on disk."""
+
+    file: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(slots=True)
+class _File:
+    objects: int
+    live_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpillStatistics:
+    files: int
+    objects: int
+    live_bytes: int
+    file_bytes: int
+
+
+class SpillFiles:
+    """The files of one store's spill directory."""
+
+    def __init__(self) -> None:
+        #: Only files that hold at least one object.
+        self._files: dict[str, _File] = {}
+        self._made = 0
+
+    def new_file(self, sizes: Sequence[int]) -> list[Slot]:
+        """Lay out objects of these sizes in one new file."""
+        assert sizes
+        self._made += 1
+        name = f"{self._made:08d}{SUFFIX}"
+        slots: list[Slot] = []
+        end = 0
+        for nbytes in sizes:
+            slots.append(Slot(name, end, nbytes))
+            end += round_up(nbytes)
+        self._files[name] = _File(len(slots), sum(sizes), end)
+        return slots
+
+    def release(self, slot: Slot) -> str | None:
+        """An object on disk is not needed any more. Returns the file to delete, if it was the last one there."""
+        file = self._files[slot.file]
+        file.objects -= 1
+        file.live_bytes -= slot.nbytes
+        if file.objects:
+            return None
+        del self._files[slot.file]
+        return slot.file
+
+    def statistics(self) -> SpillStatistics:
+        files = self._files.values()
+        return SpillStatistics(
+            len(files), sum(f.objects for f in files), sum(f.live_bytes for f in files), sum(f.total_bytes for f in files)
+        )
+
+    def check(self) -> None:
+        for file in self._files.values():
+            assert file.objects > 0
+            assert 0 <= file.live_bytes <= file.total_bytes
+
+
+def format_location(path: str, offset: int) -> str:
+    """Write ``ObjectsPinned.paths``: the path of the file, followed by ``@OFFSET`` when the object does not start at 0."""
+    return f"{path}@{offset}" if offset else path
+
+
+def parse_location(location: str) -> tuple[str, int]:
+    path, at, offset = location.rpartition("@")
+    # All our files end in ``.spill``, so an ``@`` of the directory's own name is not mistaken.
+    return (path, int(offset)) if at and path.endswith(SUFFIX) else (location, 0)

@@ -1,0 +1,111 @@
+"""The head process of a session: from its first line until it serves (``serving.py``).
+
+    read options ─ import what head and workers share ─ arena ─ become subreaper ─ fork the template (single-threaded until here) ─ serve
+
+Everything in the head happens in one thread, except disk work and page warming of the object store, which start later.
+"""
+
+from __future__ import annotations
+
+import asyncio  # noqa: F401  shared by head and template: imported before the fork
+import os
+import signal
+import socket
+import sys
+import traceback
+from typing import NoReturn
+
+import msgspec
+
+from shoal._base import ids, processes
+from shoal._base.process_title import set_title
+from shoal._core.object_store.arena import Arena
+from shoal._core.process import bootstrap, resources, template
+from shoal._core.process import session as sessions
+from shoal._core.process.options import HeadOptions, HeadReady, receive_frame, send_frame
+from shoal._core.transport import sockets  # noqa: F401  shared, too
+
+
+def main(argument: str) -> NoReturn:
+    """Run a head in a fresh interpreter. ``argument`` is the descriptor of the socket to the driver."""
+    lifeline = socket.socket(fileno=int(argument))
+    try:
+        Head(receive_frame(lifeline, HeadOptions), lifeline).run()
+    except BaseException:
+        text = traceback.format_exc()
+        print(text, file=sys.stderr, flush=True)
+        try:
+            send_frame(lifeline, HeadReady(error=text))
+        except OSError:
+            pass
+        os._exit(1)
+    os._exit(0)
+
+
+class Head:
+    def __init__(self, options: HeadOptions, lifeline: socket.socket) -> None:
+        self.options = options
+        self.lifeline = lifeline
+        self.session = sessions.open_session(options.session_dir)
+        self.node_id = os.urandom(ids.NODE_BYTES)
+        self.plan = resources.plan(options)
+        self.arena = Arena.create(self.plan.object_store_bytes)
+
+    def run(self) -> None:
+        """Serve until the end."""
+        processes.raise_descriptor_limit()
+        processes.become_subreaper()
+        set_title("shoal: head")
+        outside = self.options.spill_dir and f"{os.path.abspath(self.options.spill_dir)}/{self.session.name}"
+        self.session.record(self.node_id.hex(), outside)
+        template_pid, channel = self._fork_template()
+        # After the fork: head and template import their own halves at the same time, and workers do not carry the head's.
+        from shoal._core.process import serving
+
+        server = serving.Server(self.options, self.lifeline, self.session, self.node_id, self.plan, self.arena)
+        server.run(template_pid, channel, self._start_template)
+
+    # --- the template ---
+
+    def _template_options(self, channel: int, workers: list[int]) -> template.TemplateOptions:
+        return template.TemplateOptions(
+            channel=channel,
+            presence=self.lifeline.fileno(),
+            head_pid=os.getpid(),
+            session_dir=self.options.session_dir,
+            arena_fd=self.arena.fd,
+            arena_bytes=self.arena.nbytes,
+            worker_entry=self.options.worker_entry,
+            workers=workers,
+        )
+
+    def _fork_template(self) -> tuple[int, int]:
+        """Fork the template from this warm process, which has neither thread nor loop yet."""
+        ours, theirs = _packet_pair()
+        options = self._template_options(theirs, [])
+        pid = os.fork()
+        if pid == 0:
+            template.run(options)
+        os.close(theirs)
+        return pid, ours
+
+    def _start_template(self, workers: list[int]) -> tuple[int, int]:
+        """Start a template in a fresh interpreter: this process has a loop now, and must not be forked."""
+        ours, theirs = _packet_pair()
+        argument = msgspec.json.encode(self._template_options(theirs, workers)).decode()
+        inherited = (theirs, self.arena.fd, self.lifeline.fileno())
+        for descriptor in inherited:
+            os.set_inheritable(descriptor, True)
+        try:
+            command = bootstrap.command("template", argument, sys.path)
+            pid = os.posix_spawn(command[0], command, os.environ, setsigdef=[signal.SIGCHLD, signal.SIGTERM, signal.SIGINT])
+        finally:
+            for descriptor in inherited:
+                os.set_inheritable(descriptor, False)
+            os.close(theirs)
+        return pid, ours
+
+
+def _packet_pair() -> tuple[int, int]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return ours.detach(), theirs.detach()

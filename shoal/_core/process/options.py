@@ -1,0 +1,73 @@
+"""What the driver and the head tell each other at the start: options, one way; where everything is, the other way.
+
+Each is one frame over a socket pair: length (4 bytes, little endian), JSON. The same socket is the lifeline afterwards: its end tells the
+head that the driver wants it gone, or is gone; its other end closes when head *and* template are.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TypeVar
+
+import msgspec
+
+from shoal._base.settings import Settings
+
+_T = TypeVar("_T")
+
+
+class HeadOptions(msgspec.Struct, kw_only=True):
+    """How ``init`` wants its head. None means: find out (``resources.py``)."""
+
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    resources: dict[str, float] = {}
+    labels: dict[str, str] = {}
+    object_store_bytes: int | None = None
+    memory_bytes: int | None = None
+    node_name: str = ""
+    node_ip: str = "127.0.0.1"
+    temp_dir: str = ""
+    spill_dir: str = ""  # default: spill/ in the session directory
+    settings: Settings = Settings()
+    # filled in by start_head
+    session_dir: str = ""
+    driver_pid: int = 0
+    # replaced in tests
+    composition: str = "shoal._core.process.composition:compose"
+    worker_entry: str = "shoal._core.worker.main:run_worker"
+
+
+class HeadReady(msgspec.Struct):
+    """The head serves. ``error`` is set instead when it could not be made."""
+
+    node_id: str = ""  # hex
+    agent_address: str = ""
+    control_address: str = ""
+    session_dir: str = ""
+    arena_path: str = ""
+    arena_bytes: int = 0
+    pid: int = 0
+    template_pid: int = 0
+    error: str = ""
+
+
+def send_frame(sock: socket.socket, value: object) -> None:
+    data = msgspec.json.encode(value)
+    sock.sendall(len(data).to_bytes(4, "little") + data)
+
+
+def receive_frame(sock: socket.socket, kind: type[_T]) -> _T:
+    """Read one frame. EOFError when the other end closes first, TimeoutError by the socket's timeout."""
+    size = int.from_bytes(_receive(sock, 4), "little")
+    return msgspec.json.decode(_receive(sock, size), type=kind)
+
+
+def _receive(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = sock.recv(size - len(data))
+        if not piece:
+            raise EOFError("The other end closed the socket.")
+        data += piece
+    return data

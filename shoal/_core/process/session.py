@@ -1,0 +1,227 @@
+"""The directory of one session, and what becomes of the directories of ended ones.
+
+    create (driver) ── record (head: pid, start time, addresses) ── remove: all but logs/ ── forget: the logs too, when ten newer ones exist
+
+Whoever ends a session removes its files: the head, else the template, else the driver. If all three were killed at once, the next session
+of the user finds that the recorded process is gone and does it. Nothing is removed that does not lie in the user's own directory.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from shoal._base import paths
+from shoal._base.processes import is_running, read_stat
+
+#: Ended sessions whose logs are kept.
+KEPT_SESSIONS = 10
+#: Bytes of a Unix socket's path, of 108 with the final zero, that the longest socket name of a session takes.
+_SOCKET_NAME_BYTES = 30
+_LONGEST_DIRECTORY = 107 - _SOCKET_NAME_BYTES
+#: Seconds after which a session directory without a record counts as abandoned by its maker.
+_UNRECORDED_S = 120.0
+
+
+class SessionRecord(msgspec.Struct):
+    """Who runs a session and where it can be reached: ``session.json`` and ``latest_cluster``."""
+
+    session_dir: str
+    agent_address: str
+    control_address: str
+    pid: int
+    start_time: int  # clock ticks after boot: tells the process from a later one with the same pid
+    node_id: str = ""
+    #: Where spilled objects go, if that is outside of the session directory; named for the session, and removed with it.
+    spill_dir: str = ""
+
+
+@dataclass(frozen=True)
+class Session:
+    """One session directory. ``path`` is what sockets are addressed by; it is an alias where ``directory`` would be too long for them."""
+
+    directory: Path
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @property
+    def agent_address(self) -> str:
+        return f"unix:{self.path / paths.AGENT_SOCKET}"
+
+    @property
+    def control_address(self) -> str:
+        return f"unix:{self.path / paths.CONTROL_SOCKET}"
+
+    @property
+    def logs_dir(self) -> Path:
+        return self.directory / paths.LOGS
+
+    @property
+    def spill_dir(self) -> Path:
+        return self.directory / paths.SPILL
+
+    def token(self) -> bytes:
+        """Read the secret that every process of the session proves to know."""
+        return bytes.fromhex((self.directory / paths.TOKEN_FILE).read_text())
+
+    def record(self, node_id: str = "", spill_dir: str = "") -> None:
+        """Write down that this process runs the session, for discovery and for cleaning up after it."""
+        me = read_stat(os.getpid())
+        record = SessionRecord(
+            str(self.path), self.agent_address, self.control_address, os.getpid(), me.start_time if me else 0, node_id, spill_dir
+        )
+        data = msgspec.json.encode(record)
+        _write(self.directory / paths.RECORD_FILE, data)
+        _write(self.directory.parent / paths.LATEST_FILE, data)
+
+    def remove(self) -> None:
+        """Remove all but the logs. Idempotent; what cannot be removed is left."""
+        latest = self.directory.parent / paths.LATEST_FILE
+        record = _read(latest)
+        if record is not None and record.session_dir == str(self.path):
+            latest.unlink(missing_ok=True)
+        if self.path != self.directory:
+            self.path.unlink(missing_ok=True)
+        _remove_session(self.directory)
+
+
+def create(temp_dir: str | Path | None = None) -> Session:
+    """Make a new session directory with its token.
+
+    Raises:
+        PermissionError: the user's directory below ``temp_dir`` belongs to somebody else, or others may write to it.
+    """
+    parent = user_dir(Path(temp_dir) if temp_dir else paths.temp_dir())
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    directory = parent / f"session_{stamp}_{os.getpid()}_{secrets.token_hex(4)}"
+    # Renamed when complete: a directory without a token is one whose session has ended.
+    partial = directory.with_name(f".{directory.name}")
+    partial.mkdir(0o700)
+    for name in (paths.LOGS, paths.SPILL):
+        (partial / name).mkdir(0o700)
+    _write(partial / paths.TOKEN_FILE, secrets.token_bytes(32).hex().encode())
+    partial.rename(directory)
+    path = directory
+    if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
+        path = user_dir(Path("/tmp")) / f"s_{secrets.token_hex(6)}"
+        path.symlink_to(directory)
+    return Session(directory, path)
+
+
+def open_session(path: str | Path) -> Session:
+    """Return the session that lives at ``path`` (its directory or its alias)."""
+    return Session(Path(path).resolve(), Path(path))
+
+
+def user_dir(temp_dir: Path) -> Path:
+    """Return this user's directory below ``temp_dir``, made if needed; PermissionError if it is not ours alone."""
+    directory = temp_dir / f"shoal-{os.getuid()}"
+    temp_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(0o700)
+    except FileExistsError:
+        pass
+    found = os.lstat(directory)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(
+            f"{directory} belongs to user {found.st_uid} or is not a directory, so secrets of this session cannot be kept there. "
+            f"Remove it, or name another place in SHOAL_TMPDIR."
+        )
+    if found.st_mode & 0o077:
+        os.chmod(directory, 0o700)
+    return directory
+
+
+def latest_cluster(temp_dir: str | Path | None = None) -> SessionRecord | None:
+    """Return the newest cluster of this user on this machine, if its process still runs."""
+    parent = (Path(temp_dir) if temp_dir else paths.temp_dir()) / f"shoal-{os.getuid()}"
+    try:
+        if os.lstat(parent).st_uid != os.getuid():
+            return None
+    except OSError:
+        return None
+    record = _read(parent / paths.LATEST_FILE)
+    return record if record is not None and is_running(record.pid, record.start_time) else None
+
+
+def sweep(parent: Path, spare: Session | None = None, budget_s: float = 0.5) -> None:
+    """Remove what killed sessions left in ``parent``, and the logs of all but the newest ended ones. Stops after about ``budget_s``."""
+    deadline = time.monotonic() + budget_s
+    ended = []
+    for directory in sorted(parent.glob("session_*"), reverse=True):
+        if (spare is None or directory != spare.directory) and _is_abandoned(directory):
+            ended.append(directory)
+            _remove_session(directory)
+        if time.monotonic() > deadline:
+            return
+    for directory in ended[KEPT_SESSIONS:]:
+        shutil.rmtree(directory, ignore_errors=True)
+        if time.monotonic() > deadline:
+            return
+    for alias in parent.glob("s_*"):
+        if alias.is_symlink() and (not alias.exists() or not (alias / paths.TOKEN_FILE).exists()):
+            alias.unlink(missing_ok=True)
+
+
+def _is_abandoned(directory: Path) -> bool:
+    """The session's process is gone, as far as its record tells."""
+    try:
+        found = os.lstat(directory)
+        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+            return False
+        record = _read(directory / paths.RECORD_FILE)
+        if record is not None:
+            return not is_running(record.pid, record.start_time)
+        return not (directory / paths.TOKEN_FILE).exists() or time.time() - found.st_mtime > _UNRECORDED_S
+    except OSError:
+        return False
+
+
+def _read(path: Path) -> SessionRecord | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=SessionRecord)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file that is either whole or not there, readable by its owner only."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+    os.replace(partial, path)
+
+
+def _remove_session(directory: Path) -> None:
+    record = _read(directory / paths.RECORD_FILE)
+    if record is not None and record.spill_dir and Path(record.spill_dir).name == directory.name:
+        shutil.rmtree(record.spill_dir, ignore_errors=True)
+    _remove_contents(directory, keep=paths.LOGS)
+
+
+def _remove_contents(directory: Path, keep: str) -> None:
+    try:
+        entries = list(os.scandir(directory))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name == keep:
+            continue
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)
+        except OSError:
+            pass

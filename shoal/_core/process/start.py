@@ -1,0 +1,198 @@
+"""Start a head for this driver, and end it.
+
+    Popen ─ options ▶ head ... ◀ ready     one socket pair, kept: the lifeline
+    stop: one byte, then end of writing ─▶ head ends ─▶ end of reading: neither head nor template is left
+
+Measured on the development machine (2 CPUs): see ``tests/cluster/test_processes.py``; most of the time is imports of the head.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+
+import msgspec
+
+from shoal._base import paths, processes
+from shoal._core.process import bootstrap
+from shoal._core.process import session as sessions
+from shoal._core.process.options import HeadOptions, HeadReady, receive_frame, send_frame
+
+#: Characters of the head's own output that an error shows.
+_SHOWN = 4000
+
+
+class HeadStartError(RuntimeError):
+    """The head did not come up; the message carries its own words."""
+
+
+class HeadProcess:
+    """The head that this process started. ``ready`` says where everything is."""
+
+    def __init__(self, ready: HeadReady, process: subprocess.Popen[bytes], lifeline: socket.socket, session: sessions.Session) -> None:
+        self.ready = ready
+        self.session = session
+        self._process = process
+        self._lifeline: socket.socket | None = lifeline
+        self._driver_pid = os.getpid()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def log_tail(self) -> str:
+        """Return the end of what the head itself wrote: for errors that report its death."""
+        return _tail(self.session)
+
+    def stop(self, timeout_s: float = 1.0) -> None:
+        """End the session: all its processes, shared memory, sockets, files (not logs). Blocks about 50 ms, ``timeout_s`` + 2 s at most.
+
+        Idempotent. Does nothing in a process forked from the one that started the head.
+        """
+        lifeline = self._lifeline
+        if lifeline is None or os.getpid() != self._driver_pid:
+            return
+        self._lifeline = None
+        _ask_to_end(lifeline)
+        if not _ends(lifeline, timeout_s):
+            self._process.send_signal(signal.SIGKILL)
+            _ends(lifeline, 1.0)  # the template cleans up
+        lifeline.close()
+        _bury(self._process, self.session)
+
+    def abandon(self) -> None:
+        """Forget the head without ending it: for a process forked from the driver, which must not hold the lifeline."""
+        if self._lifeline is not None:
+            self._lifeline.close()
+            self._lifeline = None
+
+
+def start_head(options: HeadOptions) -> HeadProcess:
+    """Start a head and wait until it serves.
+
+    Raises:
+        HeadStartError: it ended, or was not ready within ``start_timeout_s``.
+        PermissionError: the session directory cannot be kept private.
+    """
+    session = sessions.create(options.temp_dir or None)
+    options = msgspec.structs.replace(options, session_dir=str(session.path), driver_pid=os.getpid())
+    ours, theirs = socket.socketpair()
+    try:
+        process = _spawn(session, theirs)
+    except OSError as error:
+        ours.close()
+        session.remove()
+        raise HeadStartError(f"The head process could not be started: {error}.") from error
+    finally:
+        theirs.close()
+    ours.settimeout(options.settings.start_timeout_s)
+    try:
+        send_frame(ours, options)
+        ready = receive_frame(ours, HeadReady)
+        if not ready.error:
+            ours.settimeout(None)
+            return HeadProcess(ready, process, ours, session)
+        problem = f"it failed:\n{ready.error.strip()}"
+    except TimeoutError:
+        problem = f"it was not ready within {options.settings.start_timeout_s:g} s (SHOAL_START_TIMEOUT_S).\n{_tail(session)}"
+    except OSError:
+        problem = _how_it_ended(process, session)
+    except EOFError:
+        problem = _how_it_ended(process, session)
+    except BaseException:  # Ctrl-C while waiting
+        _give_up(ours, process, session)
+        raise
+    _give_up(ours, process, session)
+    raise HeadStartError(f"The head process (pid {process.pid}) did not start: {problem}\nIts logs are in {session.logs_dir}.")
+
+
+def _spawn(session: sessions.Session, theirs: socket.socket) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, processes.SESSION_MARK: session.name, processes.WORKER_MARK: processes.NO_WORKER}
+    with open(session.logs_dir / "head.out", "ab") as out, open(session.logs_dir / "head.err", "ab") as err:
+        return subprocess.Popen(
+            bootstrap.command("head", str(theirs.fileno()), bootstrap.import_path()),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env=environment,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+
+
+def _ask_to_end(lifeline: socket.socket) -> None:
+    try:
+        lifeline.send(b"\n", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        # Shut down, not only closed: a forked child of this process may hold a copy.
+        lifeline.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # it is gone
+
+
+def _ends(lifeline: socket.socket, timeout_s: float) -> bool:
+    """Wait for the end of the socket: head and template are gone."""
+    deadline = time.monotonic() + timeout_s
+    poll = select.poll()
+    poll.register(lifeline, select.POLLIN)
+    while (left := deadline - time.monotonic()) > 0:
+        if poll.poll(left * 1000):
+            try:
+                if not lifeline.recv(4096, socket.MSG_DONTWAIT):
+                    return True
+            except BlockingIOError:
+                continue
+            except OSError:
+                return True
+    return False
+
+
+def _bury(process: subprocess.Popen[bytes], session: sessions.Session) -> None:
+    """Reap the head; whatever still carries the session's mark, and its files, go now."""
+    try:
+        process.wait(0.5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if os.path.lexists(session.directory / paths.TOKEN_FILE):  # neither head nor template came to clean up
+        deadline = time.monotonic() + 1.0
+        while processes.kill_marked(session.name, frozenset()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        session.remove()
+
+
+def _give_up(ours: socket.socket, process: subprocess.Popen[bytes], session: sessions.Session) -> None:
+    process.kill()
+    _ends(ours, 1.0)
+    ours.close()
+    _bury(process, session)
+
+
+def _how_it_ended(process: subprocess.Popen[bytes], session: sessions.Session) -> str:
+    try:
+        code = process.wait(1.0)
+    except subprocess.TimeoutExpired:
+        return f"it closed its socket.\n{_tail(session)}"
+    how = f"it was killed by {_signal_name(-code)}" if code < 0 else f"it ended with exit status {code}"
+    return f"{how}.\n{_tail(session)}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _tail(session: sessions.Session) -> str:
+    try:
+        text = (session.logs_dir / "head.err").read_text(errors="replace")
+    except OSError:
+        text = ""
+    return text[-_SHOWN:].strip() or "It wrote nothing to its standard error."

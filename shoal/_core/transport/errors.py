@@ -1,0 +1,63 @@
+"""What can go wrong between two processes.
+
+TransportError (a ConnectionError)        the connection, not the request, is the problem
+├── ConnectionLost                        it was there and is gone
+├── ConnectFailed                         nobody listens there, or not for us
+│   └── HandshakeError
+│       ├── NotShoal                      the other side speaks another protocol
+│       ├── VersionMismatch               another release of shoal
+│       ├── WrongToken                    another cluster
+│       └── HandshakeTimeout              it did not answer in time
+└── (ProtocolError, see wire.codec)       after the handshake; it ends the connection with ConnectionLost
+RequestFailed                             the peer answered: no
+"""
+
+from __future__ import annotations
+
+
+class TransportError(ConnectionError):
+    """A connection could not be made or did not last."""
+
+
+class ConnectionLost(TransportError):
+    """The connection ended before the reply came."""
+
+
+class ConnectFailed(TransportError):
+    """No connection came about."""
+
+
+class HandshakeError(ConnectFailed):
+    """The two sides could not agree that they belong together."""
+
+
+class NotShoal(HandshakeError):
+    """The other side does not speak this protocol."""
+
+
+class VersionMismatch(HandshakeError):
+    """The other side speaks another version of the protocol."""
+
+
+class WrongToken(HandshakeError):
+    """The other side does not hold the token of this cluster."""
+
+
+class HandshakeTimeout(HandshakeError):
+    """The other side did not finish the handshake in time."""
+
+
+class RequestFailed(Exception):
+    """The peer answered a request with ``Failed``.
+
+    ``kind`` is a class name of ``shoal.exceptions`` or a builtin; ``detail`` is opaque to the transport.
+    """
+
+    def __init__(self, kind: str, message: str, detail: bytes = b"") -> None:
+        super().__init__(kind, message, detail)
+        self.kind = kind
+        self.message = message
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"

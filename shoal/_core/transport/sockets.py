@@ -1,0 +1,155 @@
+"""Connections over sockets: ``unix:PATH`` within a node, ``tcp:HOST:PORT`` on loopback (TLS comes with other nodes).
+
+    connect ── socket ── peer's uid ── Handshake ──▶ SocketConnection
+    listen  ── accept ── peer's uid ── Handshake ──▶ SocketConnection ──▶ on_connection
+
+Until the handshake is done a socket belongs to a greeter (``greeting.py``), which knows nothing of messages. Then the socket changes
+hands: same descriptor, new protocol object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import Callable
+from functools import partial
+
+from shoal._core.transport.addresses import TcpAddress, UnixAddress, parse_address
+from shoal._core.transport.connection import Connection, OnClose, OnMessage
+from shoal._core.transport.errors import ConnectFailed
+from shoal._core.transport.greeting import HANDSHAKE_TIMEOUT_S, ClientGreeter, ServerBusy, ServerGreeter
+from shoal._core.transport.stream import SocketConnection
+
+#: Peers of one listener that have not proved the token yet; beyond it the newest is refused, and an honest one tries again.
+MAX_UNPROVED = 64
+#: Connections that the kernel keeps for us while the loop is busy: a burst of workers that start together.
+_BACKLOG = 1024
+#: Seconds before the first new attempt after a refusal for want of room; doubles each time.
+_RETRY_S = 0.005
+
+
+class SocketTransport:
+    """Connects and listens on sockets, for processes that hold the cluster token. ``Transport`` in ``connection.py`` is the interface."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, token: bytes) -> None:
+        if len(token) < 16:
+            raise ValueError(f"The cluster token must have at least 16 bytes, got {len(token)}: a short one could be guessed.")
+        self._loop = loop
+        self._token = token
+
+    async def connect(
+        self, address: str, on_message: OnMessage, on_close: OnClose | None = None, *, timeout_s: float = HANDSHAKE_TIMEOUT_S
+    ) -> Connection:
+        """Connect and prove the token, both ways. Raises ConnectFailed, or the HandshakeError below it that tells the reason."""
+        where = parse_address(address)
+        deadline = self._loop.time() + timeout_s
+        pause = _RETRY_S
+        while True:
+            try:
+                return await self._connect_once(where, on_message, on_close, deadline - self._loop.time())
+            except ServerBusy as error:
+                if self._loop.time() + pause >= deadline:
+                    raise ConnectFailed(f"{error} Tried for {timeout_s:g} s.") from None
+            await asyncio.sleep(pause)
+            pause *= 2
+
+    async def _connect_once(
+        self, where: UnixAddress | TcpAddress, on_message: OnMessage, on_close: OnClose | None, timeout_s: float
+    ) -> Connection:
+        adopt = partial(self._adopt, str(where), False)
+        greeter = ClientGreeter(self._loop, self._token, str(where), adopt, on_message, on_close, timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                if isinstance(where, UnixAddress):
+                    await self._loop.create_unix_connection(lambda: greeter, where.path)
+                else:
+                    await self._loop.create_connection(lambda: greeter, where.host, where.port)
+        except BlockingIOError:
+            raise ServerBusy(f"{where} has more connections waiting than the system allows.") from None
+        except (OSError, TimeoutError) as error:
+            raise ConnectFailed(
+                f"Cannot connect to {where}: {str(error) or 'no answer'}. The process that listened there has ended, or never started; "
+                "its log in the session directory tells."
+            ) from error
+        return await greeter.wait()
+
+    async def listen(
+        self, address: str, on_connection: Callable[[Connection], None], *, max_unproved: int = MAX_UNPROVED
+    ) -> SocketListener:
+        """Accept connections; ``on_connection`` gets each one after it has proved the token, and sets its ``on_message`` there and then.
+
+        ``tcp:HOST:0`` takes a free port; the listener's ``address`` tells which. OSError when the address is in use.
+        """
+        where = parse_address(address)
+        unproved: set[ServerGreeter] = set()
+
+        def greet() -> ServerGreeter:
+            return ServerGreeter(self._loop, self._token, str(where), partial(self._adopt, "", True), on_connection, unproved, max_unproved)
+
+        if isinstance(where, UnixAddress):
+            sock = _bind_unix(where.path)
+            inode = os.stat(where.path).st_ino
+            server = await self._loop.create_unix_server(greet, sock=sock, backlog=_BACKLOG)
+            return SocketListener(server, str(where), unproved, (where.path, inode))
+        server = await self._loop.create_server(greet, where.host, where.port, backlog=_BACKLOG)
+        port = server.sockets[0].getsockname()[1]
+        return SocketListener(server, str(TcpAddress(where.host, port)), unproved, None)
+
+    def _adopt(self, name: str, accepted: bool, transport: asyncio.Transport, peer: str) -> SocketConnection:
+        return SocketConnection(self._loop, transport, name or peer, accepted)
+
+
+class SocketListener:
+    """A listening socket. Closing it leaves the connections that it has handed out alone."""
+
+    def __init__(self, server: asyncio.AbstractServer, address: str, unproved: set[ServerGreeter], path: tuple[str, int] | None) -> None:
+        self.address = address
+        self._server = server
+        self._unproved = unproved
+        #: The socket file that is ours to remove, and its inode: another process may have taken the place since.
+        self._path = path
+
+    def close(self) -> None:
+        """Stop listening, drop those that have not proved the token yet, remove the socket file. Idempotent."""
+        self._server.close()
+        for greeter in list(self._unproved):
+            greeter.refuse("the server closes")
+        path, self._path = self._path, None
+        if path is not None:
+            with contextlib.suppress(OSError):
+                if os.stat(path[0]).st_ino == path[1]:
+                    os.unlink(path[0])
+
+
+def _bind_unix(path: str) -> socket.socket:
+    """Bind a socket file with mode 0600; a file that a dead process left behind is replaced."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        # Linux gives the file the mode of the socket, so there is no moment with a wider one and no need for umask, which is per process.
+        os.fchmod(sock.fileno(), stat.S_IRUSR | stat.S_IWUSR)
+        _remove_stale(path)
+        sock.bind(path)
+        os.chmod(path, stat.S_IRUSR | stat.S_IWUSR)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket file that nobody listens on."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            pass

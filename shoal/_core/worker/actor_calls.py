@@ -1,0 +1,181 @@
+"""Calls from this process to one actor: their order, and what happens to them when the actor's process changes.
+
+Owns: the calls that wait and the calls in flight, for one actor as seen by one caller.
+Must not know: sockets, threads, clocks. The shell performs what ``CallEffects`` names.
+
+    submit -> waiting (in order) -> sent to the live incarnation -> done
+    connection lost -> limbo, until the control store says RESTARTING (retry or ActorUnavailableError), ALIVE or DEAD (ActorDiedError)
+
+Order: calls leave in the order of submission, each once its arguments are ready; an actor that may run calls out of order (async, threaded)
+gets each as soon as it is ready. One connection per incarnation keeps the order on the way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from ..wire.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, ACTOR_RESTARTING, ActorUpdate, Address, Cause
+from .records import PUSHED, QUEUED, TaskRecord
+
+
+class CallEffects(Protocol):
+    """What the state asks of the shell."""
+
+    def connect_actor(self, calls: ActorCalls, address: Address) -> None:
+        """Connect to the incarnation; answer with ``connected`` or ``disconnected``."""
+
+    def send_calls(self, calls: ActorCalls, records: list[TaskRecord]) -> None:
+        """Send to the live incarnation, in order."""
+
+    def fail_call(self, record: TaskRecord, error: str, cause: Cause | None) -> None:
+        """Complete the call with ``ActorDiedError`` or ``ActorUnavailableError``."""
+
+
+class ActorCalls:
+    """One actor as seen from this process. Every method runs on the I/O thread."""
+
+    def __init__(self, actor_id: bytes, effects: CallEffects, *, out_of_order: bool = False) -> None:
+        self.actor_id = actor_id
+        self.effects = effects
+        self.out_of_order = out_of_order
+        self.state = ACTOR_PENDING
+        self.incarnation = -1
+        self.address: Address | None = None
+        self.cause: Cause | None = None
+        self.connected_now = False
+        #: Submitted and not sent, in order of submission.
+        self.waiting: deque[TaskRecord] = deque()
+        #: task id -> record, in the order of sending.
+        self.in_flight: dict[bytes, TaskRecord] = {}
+        #: Lost with a connection; the next word of the control store decides.
+        self.limbo: list[TaskRecord] = []
+        self.next_seq = 0
+        #: Free for the shell: the connection to the incarnation.
+        self.channel: object = None
+
+    # --- calls -----------------------------------------------------------------------------------------------------------------
+
+    def submit(self, record: TaskRecord) -> None:
+        if self.state == ACTOR_DEAD:
+            self.effects.fail_call(record, "ActorDiedError", self.cause)
+            return
+        record.state = QUEUED
+        self.waiting.append(record)
+
+    def remove(self, record: TaskRecord) -> bool:
+        """Take out a call that was not sent (cancelled, or its arguments failed)."""
+        try:
+            self.waiting.remove(record)
+        except ValueError:
+            return False
+        return True
+
+    def pump(self) -> None:
+        """Send what may be sent."""
+        if not self.connected_now or not self.waiting:
+            return
+        batch: list[TaskRecord] = []
+        if self.out_of_order:
+            ready = [record for record in self.waiting if not record.unready]
+            if len(ready) == len(self.waiting):
+                batch, self.waiting = ready, deque()
+            elif ready:
+                batch = ready
+                self.waiting = deque(record for record in self.waiting if record.unready)
+        else:
+            while self.waiting and not self.waiting[0].unready:
+                batch.append(self.waiting.popleft())
+        for record in batch:
+            record.state = PUSHED
+            record.seq = self.next_seq
+            self.next_seq += 1
+            self.in_flight[record.task_id] = record
+        if batch:
+            self.effects.send_calls(self, batch)
+
+    def finished(self, task_id: bytes) -> TaskRecord | None:
+        return self.in_flight.pop(task_id, None)
+
+    # --- the actor's life ----------------------------------------------------------------------------------------------------------
+
+    def connected(self) -> None:
+        self.connected_now = True
+        self.pump()
+
+    def disconnected(self) -> None:
+        """The connection to the incarnation is gone; what was in flight may or may not have run."""
+        self.connected_now = False
+        self.channel = None
+        self.limbo.extend(self.in_flight.values())
+        self.in_flight.clear()
+        if self.state == ACTOR_DEAD:
+            self._bury()
+        elif self.state == ACTOR_RESTARTING:
+            self._resolve_limbo()
+
+    def updated(self, update: ActorUpdate) -> None:
+        """The control store says how the actor is."""
+        if update.incarnation < self.incarnation or self.state == ACTOR_DEAD:
+            return
+        changed = update.incarnation != self.incarnation
+        self.state = update.state
+        self.cause = update.cause
+        if update.state == ACTOR_DEAD:
+            self.incarnation = update.incarnation
+            self._bury()
+        elif update.state == ACTOR_RESTARTING:
+            self.incarnation = update.incarnation
+            self.limbo.extend(self.in_flight.values())
+            self.in_flight.clear()
+            self.connected_now = False
+            self.channel = None
+            self._resolve_limbo()
+        elif update.state == ACTOR_ALIVE and update.address is not None and (changed or self.channel is None):
+            self.incarnation = update.incarnation
+            self.address = update.address
+            self.limbo.extend(self.in_flight.values())
+            self.in_flight.clear()
+            self.connected_now = False
+            self._resolve_limbo()
+            self.effects.connect_actor(self, update.address)
+
+    def _resolve_limbo(self) -> None:
+        """Retry in the old order what may be retried; the rest fails."""
+        limbo, self.limbo = self.limbo, []
+        again: list[TaskRecord] = []
+        for record in limbo:
+            if record.retries != 0 and not record.cancelled:
+                if record.retries > 0:
+                    record.retries -= 1
+                record.attempt += 1
+                record.state = QUEUED
+                again.append(record)
+            else:
+                self.effects.fail_call(record, "ActorUnavailableError", self.cause)
+        self.waiting.extendleft(reversed(again))
+        self.next_seq = 0
+
+    def _bury(self) -> None:
+        if self.connected_now and self.in_flight:
+            # Replies may still be in the socket; the end of the connection settles what is left.
+            doomed = list(self.waiting)
+        else:
+            doomed = [*self.limbo, *self.in_flight.values(), *self.waiting]
+            self.in_flight.clear()
+            self.limbo.clear()
+        self.waiting.clear()
+        for record in doomed:
+            self.effects.fail_call(record, "ActorDiedError", self.cause)
+
+    # --- looking ---------------------------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        assert not (self.in_flight.keys() & {record.task_id for record in self.waiting})
+        for record in self.waiting:
+            assert record.state == QUEUED, record.state
+        for record in self.in_flight.values():
+            assert record.state == PUSHED, record.state
+        if self.state == ACTOR_DEAD:
+            assert not self.waiting

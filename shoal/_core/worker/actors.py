@@ -1,0 +1,277 @@
+"""Actors as a caller's I/O thread sees them: creation, subscription, calls, handles.
+
+Decides nothing about order and retries (``actor_calls.py``). The control store places and restarts actors; calls go straight to the actor's process.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ... import exceptions
+from ..serialization import actor_died, describe_cause, serialize_system_error
+from ..wire.messages import (
+    ACTOR_ALIVE,
+    ACTOR_DEAD,
+    FAILED,
+    INLINE,
+    ActorOutOfScope,
+    ActorSpec,
+    ActorUpdate,
+    Address,
+    BeginLease,
+    CancelTask,
+    Cause,
+    CreateActor,
+    Dep,
+    SubscribeActor,
+    TaskDone,
+)
+from .actor_calls import ActorCalls
+from .entries import Entry
+from .peers import Peer
+from .records import FINISHED, PUSHED, TaskRecord
+
+if TYPE_CHECKING:
+    from .core import Core
+
+#: Seconds between attempts to reach an actor that the control store believes alive.
+RECONNECT_S = 0.2
+
+
+class ActorToken(Entry):
+    """Stands for the actor itself in the ownership table: when nobody holds it, the actor may end."""
+
+    __slots__ = ("spec",)
+
+    def __init__(self, object_id: bytes, spec: ActorSpec) -> None:
+        super().__init__(object_id, 0)
+        self.kind = INLINE
+        self.data = b""
+        self.spec = spec
+
+
+def token_id(actor_id: bytes) -> bytes:
+    """Return the object id under which handles of the actor are counted."""
+    return actor_id + b"\xff" * 12
+
+
+class Actors:
+    """The shell around actor calls. I/O thread only."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.calls: dict[bytes, ActorCalls] = {}
+        self._names: dict[bytes, str] = {}
+        self._dirty: dict[bytes, ActorCalls] = {}
+        #: Actors created here -> entries of their constructor arguments, pinned for restarts until the actor is dead.
+        self._creation_args: dict[bytes, list[Entry]] = {}
+        self._out_of_order: set[bytes] = set()
+        #: Actor id -> calls that were answered; user threads compare it with what they submitted (max_pending_calls).
+        self.answered: dict[bytes, int] = {}
+
+    # --- creation -----------------------------------------------------------------------------------------------------------------
+
+    def create(self, submitted: tuple[ActorSpec, list[bytes], list[bytes], Any]) -> None:
+        """``(spec, ids of top-level references, ids of nested ones, future or None)``: register once the arguments are there."""
+        spec, dep_ids, held_ids, future = submitted
+        own = self.core.objects.own
+        entries = [own.lookup(object_id, None) for object_id in (*dep_ids, *held_ids)]
+        for entry in entries:
+            entry.count += 1
+        self._creation_args[spec.actor_id] = entries
+        self._names[spec.actor_id] = spec.class_name
+        self.subscribe(spec.actor_id, out_of_order=spec.out_of_order, now=False)
+        if not spec.detached:
+            token = own.entries.get(token_id(spec.actor_id))
+            if token is None:
+                own.entries[token_id(spec.actor_id)] = token = ActorToken(token_id(spec.actor_id), spec)
+        deps = entries[: len(dep_ids)]
+        waiting = [entry for entry in deps if entry.kind < 0]
+        left = [len(waiting)]
+
+        def dep_done(_entry: Entry, _arg: Any) -> None:
+            left[0] -= 1
+            if not left[0]:
+                self._register(spec, deps, future)
+
+        if not waiting:
+            self._register(spec, deps, future)
+        for entry in waiting:
+            self.core.objects.when_done(entry, dep_done, None)
+
+    def _register(self, spec: ActorSpec, deps: list[Entry], future: Any) -> None:
+        for entry in deps:
+            if entry.kind == FAILED:
+                entry.seen = True
+                cause = Cause("init_failed", "An argument of its constructor could not be computed.", error=entry.data)
+                self._on_update(ActorUpdate(spec.actor_id, ACTOR_DEAD, cause=cause))
+                return
+        spec.deps = [
+            Dep(entry.object_id, entry.owner or self.core.me, entry.data if entry.kind == INLINE else None) for entry in deps
+        ]
+        request = self.core.control_store.request(CreateActor(0, spec))
+        self.core.control_store.send(SubscribeActor(spec.actor_id))
+
+        def answered(done: Any) -> None:
+            error = None if done.cancelled() else done.exception()
+            if future is not None:
+                future.set_exception(error) if error is not None else future.set_result(None)
+            if error is not None:
+                self._on_update(ActorUpdate(spec.actor_id, ACTOR_DEAD, cause=Cause("creation_failed", str(error))))
+                self.core.flush()
+
+        request.add_done_callback(answered)
+
+    def subscribe(self, actor_id: bytes, *, out_of_order: bool = False, now: bool = True) -> ActorCalls:
+        """Return the calls of the actor, asking the control store for its state if it is new."""
+        calls = self.calls.get(actor_id)
+        if calls is None:
+            out_of_order = out_of_order or actor_id in self._out_of_order
+            calls = self.calls[actor_id] = ActorCalls(actor_id, self, out_of_order=out_of_order)
+            if now:
+                self.core.control_store.send(SubscribeActor(actor_id))
+        return calls
+
+    def runs_out_of_order(self, actor_id: bytes) -> None:
+        """The actor is async or threaded: a call need not wait for the arguments of earlier ones."""
+        self._out_of_order.add(actor_id)
+        if actor_id in self.calls:
+            self.calls[actor_id].out_of_order = True
+
+    def token_released(self, token: ActorToken) -> None:
+        """No handle is left anywhere."""
+        if not self.core.closing:
+            self.core.control_store.send(ActorOutOfScope(token.spec.actor_id))
+
+    # --- calls -----------------------------------------------------------------------------------------------------------------------
+
+    def submit(self, submitted: tuple[TaskRecord, list[bytes], list[bytes]]) -> None:
+        """``(record, ids of top-level references, ids of nested ones)``."""
+        record, dep_ids, held_ids = submitted
+        calls = self.subscribe(record.template.actor_id)
+        token = self.core.objects.own.entries.get(token_id(record.template.actor_id))
+        if dep_ids or held_ids or record.parent:
+            self.core.tasks.hold_arguments(record, dep_ids, held_ids)
+        if token is not None:
+            token.count += 1
+            record.held = [*record.held, token]
+        calls.submit(record)
+        if record.state != FINISHED:
+            self._fail_on_argument(record)
+        self._dirty[calls.actor_id] = calls
+
+    def _fail_on_argument(self, record: TaskRecord) -> bool:
+        for entry in record.deps:
+            if entry.kind == FAILED:
+                entry.seen = True
+                self.calls[record.template.actor_id].remove(record)
+                self.core.tasks.fail(record, entry.data)
+                return True
+        return False
+
+    def ready(self, record: TaskRecord) -> None:
+        """The arguments of a waiting call are there."""
+        if not self._fail_on_argument(record):
+            calls = self.calls[record.template.actor_id]
+            self._dirty[calls.actor_id] = calls
+
+    def retry(self, record: TaskRecord) -> None:
+        """The call raised, and may run again: behind the others."""
+        if record.retries > 0:
+            record.retries -= 1
+        record.attempt += 1
+        calls = self.calls[record.template.actor_id]
+        calls.submit(record)
+        self._dirty[calls.actor_id] = calls
+
+    def flush(self) -> None:
+        if self._dirty:
+            dirty, self._dirty = self._dirty, {}
+            for calls in dirty.values():
+                calls.pump()
+
+    def on_task_done(self, peer: Peer, message: TaskDone) -> None:
+        calls: ActorCalls = peer.calls
+        record = calls.finished(message.task_id)
+        if record is not None:
+            self.core.tasks.finish(record, message)
+
+    def cancel(self, record: TaskRecord, recursive: bool) -> None:
+        """A waiting call never runs; a running one is told."""
+        calls = self.calls.get(record.template.actor_id)
+        if calls is None:
+            return
+        if record.state != PUSHED and calls.remove(record):
+            text = f"Actor call {record.display_name} (id {record.task_id.hex()}) was cancelled before it was sent."
+            self.core.tasks.fail(record, serialize_system_error(exceptions.TaskCancelledError(record.task_id.hex(), text)))
+        elif isinstance(calls.channel, Peer):
+            calls.channel.send(CancelTask(record.task_id, False, recursive))
+
+    # --- effects of actor calls ------------------------------------------------------------------------------------------------------------
+
+    def connect_actor(self, calls: ActorCalls, address: Address) -> None:
+        peer = self.core.peers.get(address)
+        peer.calls = calls
+        calls.channel = peer
+        peer.send(BeginLease(0, self.core.me, self.core.job_id))
+        calls.connected()  # the peer queues what is sent before its connection stands
+
+    def send_calls(self, calls: ActorCalls, records: list[TaskRecord]) -> None:
+        peer: Any = calls.channel
+        for record in records:
+            peer.send(self.core.tasks.wire_task(peer, record))
+
+    def fail_call(self, record: TaskRecord, error: str, cause: Cause | None) -> None:
+        self.core.tasks.fail(record, self.death_error(record.template.actor_id, error, cause, record.display_name))
+
+    def death_error(self, actor_id: bytes, error: str, cause: Cause | None, call: str = "") -> bytes:
+        """Serialize what a caller of a dead or unavailable actor reads."""
+        name = self._names.get(actor_id, "")
+        if not name and "." in call:
+            name = call.rsplit(".", 1)[0]
+        cause = cause or Cause("unknown", "Its process is gone.")
+        if error == "ActorUnavailableError":
+            text = (
+                f"Actor {name} (id {actor_id.hex()}) lost its process while it had the call {call}, which may or may not have been executed. "
+                f"{describe_cause(cause)}\nThe actor is being started again; max_task_retries has such calls sent again."
+            )
+            return serialize_system_error(exceptions.ActorUnavailableError(text, actor_id.hex()))
+        return serialize_system_error(actor_died(cause, actor_id=actor_id.hex(), class_name=name))
+
+    # --- life -----------------------------------------------------------------------------------------------------------------------------------
+
+    def on_actor_update(self, _channel: Any, message: ActorUpdate) -> None:
+        self._on_update(message)
+        self.core.flush()
+
+    def _on_update(self, update: ActorUpdate) -> None:
+        calls = self.calls.get(update.actor_id)
+        if calls is None:
+            return
+        calls.updated(update)
+        if update.state == ACTOR_DEAD:
+            for entry in self._creation_args.pop(update.actor_id, ()):
+                self.core.objects.own.unpin(entry)
+
+    def peer_lost(self, peer: Peer) -> None:
+        calls: ActorCalls | None = peer.calls
+        if calls is None or calls.channel is not peer:
+            return
+        calls.disconnected()
+        if calls.state == ACTOR_ALIVE and not self.core.closing:
+            self.core.loop.call_later(RECONNECT_S, self._reconnect, calls, calls.incarnation)
+
+    def _reconnect(self, calls: ActorCalls, incarnation: int) -> None:
+        """The control store has not said that the actor's process ended: the connection alone was lost."""
+        if calls.state == ACTOR_ALIVE and calls.incarnation == incarnation and calls.channel is None and calls.address is not None:
+            calls._resolve_limbo()
+            self.connect_actor(calls, calls.address)
+
+    def fail_all(self, error: bytes) -> None:
+        """The session is over."""
+        for calls in self.calls.values():
+            for record in [*calls.limbo, *calls.in_flight.values(), *calls.waiting]:
+                self.core.tasks.fail(record, error)
+            calls.limbo.clear()
+            calls.in_flight.clear()
+            calls.waiting.clear()

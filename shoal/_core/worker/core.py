@@ -1,0 +1,289 @@
+"""The I/O thread's half of a driver or worker: connections, and which message goes where.
+
+Owns: the connections to the node agent, the control store and other processes, and the four shells (objects, tasks, actors, streams).
+Runs: on the I/O thread only; user threads come in through ``inbox``.
+Must not know: threads, blocking, user code. Under a virtual loop many cores run in one thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ... import exceptions
+from ..._base.references import ObjectRef
+from ..._base.settings import Settings
+from ..object_store import StoreClient
+from ..serialization import deserialize_error, serialize_system_error
+from ..transport import Connection, Transport
+from ..wire import messages as m
+from .actors import Actors, ActorToken
+from .entries import Entry
+from .objects import Objects
+from .peers import Peer, Peers
+from .streams import Streams
+from .tasks import Tasks
+
+if TYPE_CHECKING:
+    from ..._base.runtime import Runtime
+
+
+class ExecutorDoor(Protocol):
+    """What the core needs of the part that runs tasks; drivers have none."""
+
+    def on_message(self, connection: Connection, message: m.Message) -> bool:
+        """Handle a message of an owner; False if it is not for the executor."""
+
+    def on_agent_message(self, message: m.Message) -> bool:
+        """Handle a message of the node agent; False if it is not for the executor."""
+
+    def on_batch_end(self) -> None: ...
+
+    def on_caller_lost(self, connection: Connection) -> None: ...
+
+
+class Core:
+    """One process's part in the session."""
+
+    def __init__(
+        self,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        transport: Transport,
+        settings: Settings,
+        me: m.Address,
+        job_id: bytes,
+        runs_tasks: bool,
+        on_agent_lost: Callable[[], None],
+    ) -> None:
+        self.loop = loop
+        self.settings = settings
+        self.me = me
+        self.job_id = job_id
+        #: A foreign reference may wait with its registration until the running task's reply.
+        self.runs_tasks = runs_tasks
+        self.closing = False
+        self.executor: ExecutorDoor | None = None
+        self.runtime: Runtime | None = None
+        self.agent: Connection
+        self.control_store: Connection
+        self.agent_address: m.Address
+        self.store: StoreClient
+        self._transport = transport
+        self._on_agent_lost = on_agent_lost
+        self._listener: Any = None
+        self._callers: set[Connection] = set()
+        self.on_log_lines: Callable[[m.LogLines], None] | None = None
+        self.peers = Peers(loop, transport, self._peer_message, self.flush, self._peer_lost)
+        self.objects = Objects(self)
+        self.tasks = Tasks(self)
+        self.actors = Actors(self)
+        self.streams = Streams(self)
+        objects, tasks, actors = self.objects, self.tasks, self.actors
+        #: Messages of borrowers and owners, whoever opened the connection.
+        self._shared: dict[type, Callable[[Any, Any], None]] = {
+            m.GetObject: objects.on_get_object,
+            m.AddBorrower: objects.on_add_borrower,
+            m.RemoveBorrower: objects.on_remove_borrower,
+            m.ReportLost: objects.on_report_lost,
+            m.PinForever: objects.on_pin_forever,
+        }
+        self._from_executor: dict[type, Callable[[Any, Any], None]] = {
+            m.TaskDone: self._task_done,
+            m.GeneratorItem: self.streams.on_item,
+            m.HandBack: tasks.on_hand_back,
+        }
+        self._from_agent: dict[type, Callable[[Any, Any], None]] = {
+            m.LeaseWanted: tasks.on_lease_wanted,
+            m.LeaseInfeasible: tasks.on_lease_infeasible,
+            m.WorkerDied: tasks.on_worker_died,
+            m.LogLines: self._log_lines,
+            **self._shared,
+        }
+        self._from_control_store: dict[type, Callable[[Any, Any], None]] = {m.ActorUpdate: actors.on_actor_update}
+
+    # --- starting and ending ------------------------------------------------------------------------------------------------------
+
+    async def listen(self) -> None:
+        """Accept owners and borrowers at our own address."""
+        self._listener = await self._transport.listen(self.me.address, self._accept)
+
+    def attach_agent(self, connection: Connection, address: m.Address, store: StoreClient) -> None:
+        """Use this registered connection to the node agent."""
+        self.agent, self.agent_address, self.store = connection, address, store
+        connection.on_message = self._agent_message
+        connection.on_close = self._agent_closed
+        connection.on_batch_end = self.flush
+
+    async def connect_control_store(self, address: str) -> None:
+        self.control_store = await self._transport.connect(address, self._control_message, self._control_closed)
+        self.control_store.on_batch_end = self.flush
+
+    async def close(self) -> None:
+        """Send what is queued and close every connection. Idempotent."""
+        self.closing = True
+        self.flush()
+        self.peers.close()
+        for connection in list(self._callers):
+            connection.close()
+        if self._listener is not None:
+            self._listener.close()
+        for name in ("control_store", "agent"):
+            connection = getattr(self, name, None)
+            if connection is not None:
+                connection.close()
+
+    # --- what the shells need of each other -------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Send what gathered during this turn of the loop; called after every batch of messages and of inbox items."""
+        self.tasks.flush()
+        self.actors.flush()
+        self.objects.flush()
+        if self.settings.debug:
+            self.check()
+
+    def owner_channel(self, owner: m.Address) -> Any:
+        """Return what can ``send`` and ``request`` to the owner of an object."""
+        if owner.worker_id == self.agent_address.worker_id:
+            return self.agent
+        return self.peers.get(owner)
+
+    def make_ref(self, entry: Entry) -> ObjectRef[Any]:
+        """Make a reference whose count was already given to it."""
+        return ObjectRef(entry.object_id, entry.owner, counted=True, _runtime=self.runtime)
+
+    def when_all(self, futures: Iterable[asyncio.Future[Any]], then: Callable[[], None]) -> None:
+        """Call ``then`` when all are done, however they ended: at once if there are none."""
+        waiting = [future for future in futures if not future.done()]
+        if not waiting:
+            then()
+            return
+        left = len(waiting)
+
+        def one(done: asyncio.Future[Any]) -> None:
+            nonlocal left
+            if not done.cancelled():
+                done.exception()  # a registration that failed shows at the reader, as the owner's death
+            left -= 1
+            if not left:
+                then()
+
+        for future in waiting:
+            future.add_done_callback(one)
+
+    def note(self, text: str) -> None:
+        """Tell the user something that is not an error."""
+        if self.executor is None and self.settings.log_to_driver:
+            print(f"(shoal) {text}", file=sys.stderr)
+
+    def unread_error(self, entry: Entry) -> None:
+        """A task failed and nobody asked for its result: say so, as nobody else will."""
+        if self.executor is not None or self.closing or self.settings.ignore_unhandled_errors:
+            return
+        error = deserialize_error(entry.data)
+        if isinstance(error, exceptions.TaskCancelledError):
+            return
+        print(f"(shoal) Unhandled error (its reference was dropped unread; suppress with RAY_IGNORE_UNHANDLED_ERRORS=1): {error}", file=sys.stderr)
+
+    # --- messages ------------------------------------------------------------------------------------------------------------------------
+
+    def _accept(self, connection: Connection) -> None:
+        self._callers.add(connection)
+        connection.on_message = self._caller_message
+        connection.on_close = self._caller_closed
+        connection.on_batch_end = self._caller_batch_end
+
+    def _caller_message(self, connection: Connection, message: m.Message) -> None:
+        executor = self.executor
+        if executor is not None and executor.on_message(connection, message):
+            return
+        handler = self._shared.get(type(message))
+        if handler is not None:
+            handler(connection, message)
+        elif type(message) is m.CancelTask:
+            self.tasks.on_cancel_task(connection, message)
+        elif type(message) is m.CancelRequest:
+            return  # an answer that nobody waits for is dropped by the other side
+        else:
+            raise TypeError(f"unexpected message {type(message).__name__} from {connection.peer}")
+
+    def _caller_batch_end(self) -> None:
+        if self.executor is not None:
+            self.executor.on_batch_end()
+        self.flush()
+
+    def _caller_closed(self, connection: Connection) -> None:
+        self._callers.discard(connection)
+        if self.executor is not None:
+            self.executor.on_caller_lost(connection)
+
+    def _peer_message(self, peer: Peer, message: m.Message) -> None:
+        handler = self._from_executor.get(type(message))
+        if handler is not None:
+            handler(peer, message)
+
+    def _task_done(self, peer: Peer, message: m.TaskDone) -> None:
+        if peer.calls is not None:
+            self.actors.on_task_done(peer, message)
+        else:
+            self.tasks.on_task_done(peer, message)
+
+    def _peer_lost(self, peer: Peer) -> None:
+        self.tasks.peer_lost(peer)
+        self.actors.peer_lost(peer)
+        self.objects.peer_lost(peer.address)
+        self.flush()
+
+    def _agent_message(self, connection: Connection, message: m.Message) -> None:
+        handler = self._from_agent.get(type(message))
+        if handler is not None:
+            handler(connection, message)
+        elif self.executor is not None:
+            self.executor.on_agent_message(message)
+
+    def _control_message(self, connection: Connection, message: m.Message) -> None:
+        handler = self._from_control_store.get(type(message))
+        if handler is not None:
+            handler(connection, message)
+
+    def _log_lines(self, _connection: Connection, message: m.LogLines) -> None:
+        if self.on_log_lines is not None:
+            self.on_log_lines(message)
+
+    def _agent_closed(self, _connection: Connection) -> None:
+        if self.closing:
+            return
+        text = "The head process of this session is gone, and everything it ran ended with it. Its log is in the session directory."
+        error = serialize_system_error(exceptions.LocalRayletDiedError(text))
+        self.tasks.fail_all(error)
+        self.actors.fail_all(error)
+        own = self.objects.own
+        for entry in list(own.entries.values()):
+            if entry.kind < 0:
+                self.objects.complete(entry, m.FAILED, error)
+        self._on_agent_lost()
+
+    def _control_closed(self, _connection: Connection) -> None:
+        if not self.closing:
+            self.actors.fail_all(
+                serialize_system_error(exceptions.RaySystemError("The control store's connection is gone: the head process ended."))
+            )
+
+    # --- looking -----------------------------------------------------------------------------------------------------------------------------
+
+    def entry_released(self, entry: Entry) -> None:
+        if isinstance(entry, ActorToken):
+            self.actors.token_released(entry)
+        else:
+            self.streams.item_released(entry)
+            self.tasks.entry_released(entry)
+
+    def check(self) -> None:
+        """Assert the invariants of all parts."""
+        self.objects.own.check()
+        self.tasks.submission.check()
+        for calls in self.actors.calls.values():
+            calls.check()

@@ -1,0 +1,93 @@
+"""Makes this process the driver of a session."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from ..._base import runtime as holder
+from ..._base.settings import Settings
+from ..wire import messages as m
+from .io_thread import IoThread, JoinRequest, fresh_worker_id
+from .log_output import LogOutput
+from .runtime import CoreRuntime
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Seconds between two looks at collapsed log lines that are due.
+LOG_FLUSH_S = 0.5
+
+
+def connect_driver(
+    *,
+    agent_address: str,
+    control_address: str,
+    session_dir: str,
+    token: bytes,
+    job: m.JobConfigRecord,
+    settings: Settings,
+    entrypoint: str,
+    log_to_driver: bool,
+) -> CoreRuntime:
+    """Join the session and register a job. Blocks for a few milliseconds.
+
+    Raises:
+        ConnectionLost, ConnectionRefusedError: nothing answers at the address, or it does not accept the token.
+    """
+    request = JoinRequest(fresh_worker_id(), agent_address, token, session_dir, True, log_to_driver, settings=settings)
+    thread = IoThread(request, lambda: None)
+    thread.start()
+    core, inbox = thread.core, thread.inbox
+    try:
+        registered: m.JobRegistered = thread.call(_register(core, job, entrypoint))
+    except BaseException:
+        thread.stop()
+        raise
+    core.job_id = registered.job_id
+    runtime = CoreRuntime(core, inbox, namespace=job.namespace, session_dir=session_dir, is_driver=True)
+    runtime.job_config = job
+    runtime.control_address = control_address
+    if log_to_driver:
+        _show_logs(runtime, settings)
+
+    def end() -> None:
+        inbox.post(lambda _: core.control_store.send(m.JobFinished(core.job_id)), None)
+        thread.stop()
+
+    runtime.on_shutdown = end
+    return runtime
+
+
+async def _register(core: object, job: m.JobConfigRecord, entrypoint: str) -> m.JobRegistered:
+    message = m.RegisterJob(0, core.me, os.getpid(), job.namespace, entrypoint, job)  # type: ignore[attr-defined]
+    return await core.control_store.request(message)  # type: ignore[attr-defined, no-any-return]
+
+
+def _show_logs(runtime: CoreRuntime, settings: Settings) -> None:
+    """Print what workers print, on this process's standard output and error."""
+    loop = runtime.core.loop
+    output = LogOutput(settings, loop.time)
+    lock = threading.Lock()
+
+    def write(lines: Sequence[str], is_error: bool) -> None:
+        if lines:
+            stream = sys.stderr if is_error else sys.stdout
+            with lock:
+                print("\n".join(lines), file=stream, flush=True)
+
+    def arrived(message: m.LogLines) -> None:
+        write(output.lines(message), message.is_error)
+
+    def flush_due() -> None:
+        write(output.flush_due(loop.time()), False)
+        if not runtime.core.closing:
+            loop.call_later(LOG_FLUSH_S, flush_due)
+
+    runtime.core.on_log_lines = arrived
+    loop.call_soon_threadsafe(flush_due)
+
+
+__all__ = ["connect_driver", "holder"]

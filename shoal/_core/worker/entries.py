@@ -1,0 +1,69 @@
+"""What a process knows of one object: its state, its value and who holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..wire.messages import FAILED, INLINE, STORED, Address
+
+if TYPE_CHECKING:
+    from .records import TaskRecord
+
+__all__ = ["FAILED", "INLINE", "PENDING", "RELEASED", "STORED", "BorrowedEntry", "Entry"]
+
+#: Not computed yet.
+PENDING = -1
+#: The value was given up, but lineage may compute it again for another object that needs it.
+RELEASED = -2
+
+
+class Entry:
+    """An object that this process owns.
+
+    ``kind`` is written last when an object completes, and user threads may read an entry whose ``kind >= 0`` without asking the I/O
+    thread. All other writes happen on the I/O thread, except to entries that nobody else has seen yet.
+    """
+
+    __slots__ = ("borrowers", "count", "data", "inner", "kind", "lineage", "object_id", "seen", "task", "waiters")
+
+    def __init__(self, object_id: bytes, count: int, task: Any = None) -> None:
+        self.object_id = object_id
+        self.kind = PENDING
+        #: INLINE: serialized value. FAILED: serialized error. STORED: size in bytes.
+        self.data: Any = None
+        #: Live ObjectRefs of this process, plus pins: task arguments, containers, results on their way.
+        self.count = count
+        #: Finished tasks whose results may have to be computed again from this object.
+        self.lineage = 0
+        #: worker id -> [address, registrations], or None while there are none.
+        self.borrowers: dict[bytes, list[Any]] | None = None
+        #: The task that makes the object; None: made by ``put``, or its lineage is gone.
+        self.task: TaskRecord | None = task
+        #: Entries of the references pickled inside the value; each is pinned by one.
+        self.inner: list[Entry] | None = None
+        #: Called as ``fn(entry, arg)`` on the I/O thread when the object completes.
+        self.waiters: list[tuple[Callable[[Entry, Any], None], Any]] | None = None
+        #: An error was delivered to somebody.
+        self.seen = False
+
+    owner: Address | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.object_id.hex()[:16]}, kind={self.kind}, count={self.count}, borrowers={self.borrowers})"
+
+
+class BorrowedEntry(Entry):
+    """An object that another process owns."""
+
+    __slots__ = ("fetching", "grants", "owner", "registering")
+
+    def __init__(self, object_id: bytes, owner: Address) -> None:
+        super().__init__(object_id, 0)
+        self.owner = owner  # type: ignore[misc]
+        #: Registrations that the owner counts for this process. 0 only while a running task's arguments protect the object.
+        self.grants = 0
+        #: An AddBorrower of ours is on its way.
+        self.registering = False
+        #: A GetObject of ours is on its way.
+        self.fetching = False

@@ -1,0 +1,79 @@
+"""How user threads reach the I/O thread: a queue and one wake-up per batch.
+
+    any thread: post(fn, arg) -> deque.append, and one eventfd write if nobody has written since the last drain
+    I/O thread: the loop sees the eventfd, clears the flag, calls fn(arg) for everything queued, then ``on_drained`` once
+
+Order is kept across all threads' own posts. ``post_later`` is for reference counts: it may run in ``__del__``, inside any lock, so it appends and at
+most writes to the eventfd; the I/O thread then waits ``LATER_S`` so that a loop of put and delete costs one wake-up per 5 ms, not one per object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+LATER_S = 0.005
+
+
+class Inbox:
+    """Made on the loop's thread; ``post`` and ``post_later`` may be called from any thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_drained: Callable[[], None]) -> None:
+        self._loop = loop
+        self._on_drained = on_drained
+        self._queue: deque[tuple[Callable[[Any], Any], Any]] = deque()
+        self._signalled = False
+        self._later = False
+        self._closed = False
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        loop.add_reader(self._fd, self._readable)
+
+    def post(self, fn: Callable[[Any], Any], arg: Any) -> None:
+        """Have ``fn(arg)`` called on the I/O thread, soon."""
+        self._queue.append((fn, arg))
+        if not self._signalled:
+            self._signalled = True
+            self._wake()
+
+    def post_later(self, fn: Callable[[Any], Any], arg: Any) -> None:
+        """The same within a few milliseconds; safe inside ``__del__``."""
+        self._queue.append((fn, arg))
+        if not self._signalled and not self._later:
+            self._later = True
+            self._wake()
+
+    def _wake(self) -> None:
+        if not self._closed:
+            os.eventfd_write(self._fd, 1)
+
+    def _readable(self) -> None:
+        try:
+            os.eventfd_read(self._fd)
+        except BlockingIOError:
+            return
+        if self._signalled:
+            self.drain()
+        elif self._later:
+            self._loop.call_later(LATER_S, self.drain)
+
+    def drain(self) -> None:
+        """Run everything that is queued. I/O thread only."""
+        self._signalled = False
+        self._later = False
+        queue = self._queue
+        while queue:
+            fn, arg = queue.popleft()
+            fn(arg)
+        self._on_drained()
+
+    def close(self) -> None:
+        """Drain once more and stop listening; later posts are kept and never run."""
+        if self._closed:
+            return
+        self.drain()
+        self._closed = True
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)

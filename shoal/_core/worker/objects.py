@@ -1,0 +1,363 @@
+"""Objects as the I/O thread sees them: completing, fetching, serving and counting them across processes.
+
+Owns: nothing but the list of blocked operations; the table is ``ownership.Ownership``.
+Runs: on the I/O thread only.
+
+    borrower                                   owner
+      GetObject  ------------------------------> value ready? register inner references for the borrower, then
+      ObjectValue <-----------------------------
+      AddBorrower / RemoveBorrower ------------> counts
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from ... import exceptions
+from ..serialization import error_named, serialize_system_error
+from ..transport import ConnectionLost, RequestFailed
+from ..wire.messages import (
+    Ack,
+    AddBorrower,
+    Address,
+    FreeObjects,
+    GetObject,
+    ObjectRefInfo,
+    ObjectValue,
+    PinForever,
+    RemoveBorrower,
+    ReportLost,
+    Value,
+)
+from .entries import FAILED, PENDING, STORED, BorrowedEntry, Entry
+from .ownership import Ownership
+from .waiting import GetOperation, Operation, WaitOperation
+
+if TYPE_CHECKING:
+    from .core import Core
+
+
+class Objects:
+    """The shell around the ownership table."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.own = Ownership(core.me, self)
+        #: Operations of blocked user threads.
+        self.operations: list[Operation] = []
+        self._completed: deque[Entry] = deque()
+        self._notifying = False
+        self._freed: list[bytes] = []
+        #: Foreign references that appeared while a task ran and are not registered yet. See ``settle_borrows``.
+        self._unregistered: dict[bytes, BorrowedEntry] = {}
+
+    # --- effects of the ownership table ------------------------------------------------------------------------------------------
+
+    def free_stored(self, object_id: bytes) -> None:
+        self._freed.append(object_id)
+
+    def remove_borrower(self, object_id: bytes, owner: Address, count: int) -> None:
+        self.core.owner_channel(owner).send(RemoveBorrower(object_id, self.core.me, count))
+
+    def register(self, entry: BorrowedEntry) -> None:
+        if self.core.runs_tasks:
+            self._unregistered[entry.object_id] = entry
+        else:
+            self._register_now(entry)
+
+    def released(self, entry: Entry) -> None:
+        self._unregistered.pop(entry.object_id, None)
+        if entry.kind == FAILED and not entry.seen and not isinstance(entry, BorrowedEntry):
+            self.core.unread_error(entry)
+        self.core.entry_released(entry)
+
+    def watch(self, borrower: Address) -> None:
+        self.core.owner_channel(borrower)
+
+    def flush(self) -> None:
+        """Send what gathered during one turn of the loop."""
+        if self._freed:
+            freed, self._freed = self._freed, []
+            self.core.agent.send(FreeObjects(freed))
+
+    # --- borrowing ------------------------------------------------------------------------------------------------------------------
+
+    def _register_now(self, entry: BorrowedEntry) -> asyncio.Future[Any]:
+        entry.registering = True
+        future = self.core.owner_channel(entry.owner).request(AddBorrower(0, entry.object_id, self.core.me, 1))
+        future.add_done_callback(lambda done: self._registered(entry, done))
+        return future
+
+    def _registered(self, entry: BorrowedEntry, done: asyncio.Future[Any]) -> None:
+        entry.registering = False
+        error = done.exception() if not done.cancelled() else ConnectionLost("cancelled")
+        if error is None:
+            entry.grants += 1
+        elif isinstance(error, ConnectionLost):
+            self.owner_lost(entry.owner)
+            if entry.count > 0 and not entry.grants:
+                self._register_now(entry)
+                return
+        elif entry.kind == PENDING:
+            self.complete(entry, FAILED, _error_bytes(error, entry))
+        if entry.count <= 0:
+            self.own.settle(entry)
+        self.core.flush()
+
+    def settle_borrows(self) -> list[asyncio.Future[Any]]:
+        """Register what the finished task still holds; the reply may leave when all returned futures are done."""
+        if not self._unregistered:
+            return []
+        held, self._unregistered = self._unregistered, {}
+        return [self._register_now(entry) for entry in held.values() if entry.count > 0 and not entry.grants and not entry.registering]
+
+    def grant(self, inner: Iterable[Entry], receiver: Address) -> list[asyncio.Future[Any]]:
+        """Register ``receiver`` for references inside a value that is about to be sent to it."""
+        futures: list[asyncio.Future[Any]] = []
+        for entry in inner:
+            if isinstance(entry, BorrowedEntry):
+                futures.append(self.core.owner_channel(entry.owner).request(AddBorrower(0, entry.object_id, receiver, 1)))
+            else:
+                self.own.add_borrower(entry, receiver)
+        return futures
+
+    def infos(self, inner: Iterable[Entry]) -> list[ObjectRefInfo]:
+        me = self.core.me
+        return [ObjectRefInfo(entry.object_id, entry.owner or me) for entry in inner]
+
+    def peer_lost(self, address: Address) -> None:
+        """A process ended: drop what it borrowed, and look for a new owner of what it owned."""
+        self.own.borrower_lost(address.worker_id)
+        self.owner_lost(address)
+
+    def owner_lost(self, owner: Address) -> None:
+        """Turn to the owner's node agent, with our full counts."""
+        successor = self.core.agent_address
+        if owner.worker_id == successor.worker_id:
+            return
+        for entry in list(self.own.entries.values()):
+            if isinstance(entry, BorrowedEntry) and entry.owner.worker_id == owner.worker_id:
+                entry.owner = successor
+                if entry.grants:
+                    future = self.core.agent.request(AddBorrower(0, entry.object_id, self.core.me, entry.grants))
+                    future.add_done_callback(lambda done, e=entry: self._readopted(e, done))
+
+    def _readopted(self, entry: BorrowedEntry, done: asyncio.Future[Any]) -> None:
+        error = done.exception() if not done.cancelled() else None
+        if error is not None:
+            entry.grants = 0
+            if entry.kind == PENDING and not entry.fetching:
+                self.complete(entry, FAILED, _error_bytes(error, entry))
+            self.core.flush()
+
+    # --- completing -------------------------------------------------------------------------------------------------------------------
+
+    def complete(self, entry: Entry, kind: int, data: object, inner: list[Entry] | None = None) -> None:
+        """Set an object's value and tell everybody who waits. Iterative: a chain of 10,000 tasks may fail in one go."""
+        waiters, entry.waiters = entry.waiters, None
+        self.own.complete(entry, kind, data, inner)
+        if self.operations:
+            for operation in self.operations:
+                self._note(operation, entry)
+        if waiters is None:
+            return
+        entry.waiters = waiters
+        self._completed.append(entry)
+        if self._notifying:
+            return
+        self._notifying = True
+        try:
+            while self._completed:
+                done = self._completed.popleft()
+                callbacks, done.waiters = done.waiters or (), None
+                for callback, arg in callbacks:
+                    callback(done, arg)
+        finally:
+            self._notifying = False
+
+    def when_done(self, entry: Entry, callback: Callable[[Entry, Any], None], arg: Any) -> None:
+        """Call ``callback(entry, arg)`` when the object is complete: at once if it is."""
+        if entry.kind >= 0:
+            callback(entry, arg)
+            return
+        if entry.waiters is None:
+            entry.waiters = []
+        entry.waiters.append((callback, arg))
+        self.need(entry)
+
+    def need(self, entry: Entry) -> None:
+        """Somebody waits for the object: fetch it if it is foreign, compute it again if its value was given up."""
+        if isinstance(entry, BorrowedEntry):
+            if entry.kind == PENDING and not entry.fetching:
+                self._fetch(entry)
+        elif entry.kind < PENDING:
+            self.core.tasks.recover(entry)
+
+    def _fetch(self, entry: BorrowedEntry) -> None:
+        if entry.owner.worker_id == self.core.me.worker_id:
+            # It claims to be ours, and our table has let it go.
+            text = f"The object {entry.object_id.hex()} was freed: no process held a counted reference to it any more."
+            self.complete(entry, FAILED, serialize_system_error(exceptions.ObjectFreedError(entry.object_id.hex(), text)))
+            return
+        entry.fetching = True
+        future = self.core.owner_channel(entry.owner).request(GetObject(0, entry.object_id, self.core.me))
+        future.add_done_callback(lambda done: self._fetched(entry, done))
+
+    def _fetched(self, entry: BorrowedEntry, done: asyncio.Future[Any]) -> None:
+        entry.fetching = False
+        error = done.exception() if not done.cancelled() else ConnectionLost("cancelled")
+        if error is None:
+            value: Value = done.result().value
+            inner = self.own.receive(value.refs)
+            if self.own.entries.get(entry.object_id) is entry and entry.kind == PENDING:
+                self.complete(entry, value.kind, value.nbytes if value.kind == STORED else value.data, inner)
+            else:
+                for held in inner:
+                    self.own.unpin(held)
+        elif isinstance(error, ConnectionLost) and not self.core.closing:
+            self.owner_lost(entry.owner)
+            self._fetch(entry)
+        else:
+            self.complete(entry, FAILED, _error_bytes(error, entry))
+        self.core.flush()
+
+    def lost(self, entry: Entry) -> None:
+        """The object store cannot produce the value."""
+        if isinstance(entry, BorrowedEntry):
+            self.core.owner_channel(entry.owner).send(ReportLost(entry.object_id))
+            self.own.reset(entry)
+            self._fetch(entry)
+        else:
+            self.core.tasks.recover(entry)
+
+    # --- blocked threads ----------------------------------------------------------------------------------------------------------------
+
+    def start_get(self, operation: GetOperation) -> None:
+        self.operations.append(operation)
+        entries = [self.own.lookup(object_id, None) for object_id in operation.object_ids]
+        operation.pending = set(entries)
+        for entry in list(operation.pending):
+            if entry.kind >= 0:
+                self._note(operation, entry)
+            else:
+                self.need(entry)
+        if not operation.pending:
+            operation.fire()
+        self.core.flush()
+
+    def start_wait(self, operation: WaitOperation) -> None:
+        self.operations.append(operation)
+        for object_id in operation.object_ids:
+            entry = self.own.lookup(object_id, None)
+            if entry.kind >= 0:
+                operation.missing -= 1
+            else:
+                operation.pending.add(entry)
+                self.need(entry)
+        if operation.missing <= 0:
+            operation.fire()
+        self.core.flush()
+
+    def end_operation(self, operation: Operation) -> None:
+        """The thread goes on; give back what it will not read."""
+        if operation in self.operations:
+            self.operations.remove(operation)
+        if operation.abandoned and isinstance(operation, GetOperation):
+            for object_id in operation.places:
+                self.core.store.unpin(object_id)
+            operation.places.clear()
+
+    def _note(self, operation: Operation, entry: Entry) -> None:
+        if not isinstance(operation, GetOperation):
+            operation.note(entry)
+        elif entry in operation.pending:
+            if entry.kind == STORED:
+                self.pin(entry, lambda place: self._pinned(operation, entry, place))
+            else:
+                operation.arrived(entry)
+
+    def _pinned(self, operation: GetOperation, entry: Entry, place: Any) -> None:
+        if operation.abandoned or operation not in self.operations:
+            self.core.store.unpin(entry.object_id)
+            return
+        operation.places[entry.object_id] = place
+        operation.arrived(entry)
+
+    def pin(self, entry: Entry, then: Callable[[Any], None]) -> None:
+        """Make a stored value readable here, then call ``then(place)``. A lost one is recovered and completes again first."""
+
+        def pinned(done: asyncio.Future[Any]) -> None:
+            error = done.exception() if not done.cancelled() else ConnectionLost("cancelled")
+            if error is None and done.result()[0] is not None:
+                then(done.result()[0])
+                return
+            if isinstance(error, RequestFailed):
+                self.own.reset(entry)
+                self.complete(entry, FAILED, _error_bytes(error, entry))
+            elif error is None:
+                self.lost(entry)
+                if entry.kind != PENDING:
+                    return
+            else:
+                return
+            self.core.flush()
+
+        self.core.store.pin([entry.object_id]).add_done_callback(pinned)
+
+    # --- serving borrowers ------------------------------------------------------------------------------------------------------------------
+
+    def on_get_object(self, channel: Any, message: GetObject) -> None:
+        entry = self.own.entries.get(message.object_id)
+        if entry is None or isinstance(entry, BorrowedEntry):
+            text = f"The object {message.object_id.hex()} was freed by its owner: no counted reference was left."
+            channel.fail(message.rid, "ObjectFreedError", text)
+            return
+        self.when_done(entry, self._serve, (channel, message))
+
+    def _serve(self, entry: Entry, request: tuple[Any, GetObject]) -> None:
+        channel, message = request
+        inner = entry.inner or []
+        entry.seen = True
+        value = Value(entry.kind, refs=self.infos(inner))
+        if entry.kind == STORED:
+            value.nbytes = entry.data
+        else:
+            value.data = entry.data
+        self.core.when_all(self.grant(inner, message.borrower), lambda: channel.send(ObjectValue(message.rid, value)))
+
+    def on_add_borrower(self, channel: Any, message: AddBorrower) -> None:
+        entry = self.own.entries.get(message.object_id)
+        if entry is None or isinstance(entry, BorrowedEntry):
+            text = f"The object {message.object_id.hex()} was freed by its owner before this process asked to hold it."
+            channel.fail(message.rid, "ObjectFreedError", text)
+            return
+        self.own.add_borrower(entry, message.borrower, message.count)
+        channel.send(Ack(message.rid))
+
+    def on_remove_borrower(self, _channel: Any, message: RemoveBorrower) -> None:
+        self.own.remove_borrower(message.object_id, message.borrower.worker_id, message.count)
+
+    def on_report_lost(self, _channel: Any, message: ReportLost) -> None:
+        entry = self.own.entries.get(message.object_id)
+        if entry is not None and entry.kind == STORED and not isinstance(entry, BorrowedEntry):
+            self.core.tasks.recover(entry)
+
+    def on_pin_forever(self, _channel: Any, message: PinForever) -> None:
+        entry = self.own.entries.get(message.object_id)
+        if entry is not None:
+            entry.count += 1
+
+
+def _error_bytes(error: BaseException, entry: Entry) -> bytes:
+    """Turn a failed request into the serialized error that ``get`` raises."""
+    object_id = entry.object_id.hex()
+    if isinstance(error, RequestFailed):
+        if error.detail:
+            return error.detail
+        return serialize_system_error(error_named(error.kind, error.message, object_id))
+    return serialize_system_error(
+        exceptions.OwnerDiedError(object_id, f"The process that owned object {object_id} cannot be reached: {error}.")
+    )

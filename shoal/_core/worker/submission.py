@@ -1,0 +1,295 @@
+"""From a ready task to a worker: shapes, leases and adaptive pipelining.
+
+Owns: the queue of ready tasks per shape, the leases this process holds, and what is in flight on each.
+Must not know: sockets, threads, clocks (``now`` is passed in), objects. The shell performs what ``LeaseEffects`` names.
+
+    task ready -> queue of its shape -> pump: push to leased workers with room, ask for more leases
+    reply      -> the duration estimate of the shape moves, pump again
+    idle lease -> kept for ``lease_linger_s``, then returned; at once when the node agent says that others wait
+
+Depth: about ``pipeline_s`` seconds of work are kept queued on a leased worker, judged by the recent duration of that shape; one task when tasks
+are long. A round trip costs about 100 microseconds, so without depth a worker with 20-microsecond tasks would idle four fifths of its time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Protocol
+
+from ..._base.settings import Settings
+from ..wire.messages import Address, LeaseGranted, Shape
+from .records import PUSHED, QUEUED, TaskRecord
+
+#: A worker that answered nothing for this long has its queued tasks taken back.
+STALL_S = 0.02
+#: Weight of the newest duration in the estimate.
+NEWEST = 0.2
+
+
+class Lease:
+    """The right to push tasks of one shape to one worker."""
+
+    __slots__ = (
+        "asked_back", "channel", "dead", "id", "idle_since", "in_flight", "last_progress", "pid", "queue", "resource_ids", "wanted", "worker",
+    )  # fmt: skip
+
+    def __init__(self, grant: LeaseGranted, queue: ShapeQueue, now: float) -> None:
+        self.id = grant.lease_id
+        self.worker: Address = grant.worker
+        self.pid = grant.pid
+        self.resource_ids = grant.resource_ids
+        self.queue = queue
+        #: task id -> record, in the order of pushing, which is the order of running.
+        self.in_flight: dict[bytes, TaskRecord] = {}
+        self.idle_since = now
+        self.last_progress = now
+        #: The node agent wants it back: nothing more is pushed.
+        self.wanted = False
+        #: The worker is going away; replies may still come.
+        self.dead = False
+        self.asked_back = False
+        #: Free for the shell: its connection to the worker.
+        self.channel: object = None
+
+
+class LeaseEffects(Protocol):
+    """What the state asks of the shell."""
+
+    def request_lease(self, shape: Shape, backlog: int, name: str, retriable: bool) -> int:
+        """Ask the node agent; return the number of the request."""
+
+    def cancel_lease_request(self, request: int) -> None:
+        """The request is not needed any more; a grant that is already on its way comes back through ``granted``."""
+
+    def push(self, lease: Lease, records: list[TaskRecord]) -> None:
+        """Send the tasks to the leased worker, in order."""
+
+    def return_lease(self, lease: Lease) -> None:
+        """Tell the node agent that the lease is over."""
+
+    def ask_hand_back(self, lease: Lease) -> None:
+        """Ask the worker for the tasks it has not started."""
+
+
+class ShapeQueue:
+    """Ready tasks of one shape and the leases that serve them."""
+
+    __slots__ = ("duration_s", "leases", "ready", "requests", "shape")
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.ready: deque[TaskRecord] = deque()
+        self.leases: list[Lease] = []
+        #: Numbers of lease requests on their way, oldest first.
+        self.requests: list[int] = []
+        #: Recent duration of a task; None before the first reply.
+        self.duration_s: float | None = None
+
+
+class Submission:
+    """All queues of this process. Every method runs on the I/O thread."""
+
+    def __init__(self, settings: Settings, effects: LeaseEffects) -> None:
+        self.settings = settings
+        self.effects = effects
+        self.queues: dict[Shape, ShapeQueue] = {}
+        self.leases: dict[int, Lease] = {}
+
+    # --- tasks ---------------------------------------------------------------------------------------------------------------
+
+    def enqueue(self, record: TaskRecord, *, front: bool = False) -> ShapeQueue:
+        """Add a task whose dependencies are ready. The caller pumps the queue it returns, once for a batch."""
+        shape = record.template.shape
+        queue = self.queues.get(shape)
+        if queue is None:
+            queue = self.queues[shape] = ShapeQueue(shape)
+        record.state = QUEUED
+        record.lease = None
+        if front:
+            queue.ready.appendleft(record)
+        else:
+            queue.ready.append(record)
+        return queue
+
+    def remove(self, record: TaskRecord) -> bool:
+        """Take a queued task out (cancelled before it was pushed)."""
+        queue = self.queues.get(record.template.shape)
+        if queue is None or record.state != QUEUED:
+            return False
+        try:
+            queue.ready.remove(record)
+        except ValueError:
+            return False
+        self._trim_requests(queue)
+        return True
+
+    def pump(self, queue: ShapeQueue, now: float) -> None:
+        """Push what fits, then ask for leases for the rest."""
+        ready = queue.ready
+        if ready:
+            depth = self._depth(queue)
+            for lease in sorted(queue.leases, key=_load) if len(queue.leases) > 1 else queue.leases:
+                room = depth - len(lease.in_flight)
+                if room <= 0 or lease.wanted or lease.dead:
+                    continue
+                if len(queue.leases) > 1 and len(ready) < room * len(queue.leases):
+                    room = max(1, min(room, -(-len(ready) // len(queue.leases))))
+                batch = [ready.popleft() for _ in range(min(room, len(ready)))]
+                if not batch:
+                    break
+                if not lease.in_flight:
+                    lease.last_progress = now
+                for record in batch:
+                    record.state = PUSHED
+                    record.lease = lease
+                    record.pushed_at = now
+                    lease.in_flight[record.task_id] = record
+                self.effects.push(lease, batch)
+        missing = min(len(ready), 2 + len(queue.leases)) - len(queue.requests)
+        if missing > 0:
+            first = ready[0]
+            for _ in range(missing):
+                queue.requests.append(
+                    self.effects.request_lease(queue.shape, len(ready), first.display_name, first.retries != 0)
+                )
+        elif not ready and queue.requests:
+            self._trim_requests(queue)
+
+    def _depth(self, queue: ShapeQueue) -> int:
+        duration, pipeline = queue.duration_s, self.settings.pipeline_s
+        if duration is None or duration >= pipeline:
+            return 1
+        return min(self.settings.pipeline_limit, int(pipeline / max(duration, 1e-6)) + 1)
+
+    def _trim_requests(self, queue: ShapeQueue) -> None:
+        while len(queue.requests) > len(queue.ready):
+            self.effects.cancel_lease_request(queue.requests.pop())
+
+    # --- leases ----------------------------------------------------------------------------------------------------------------
+
+    def granted(self, shape: Shape, request: int, grant: LeaseGranted, now: float) -> Lease:
+        """A lease came; it may come after its request was cancelled."""
+        queue = self.queues.get(shape)
+        if queue is None:
+            queue = self.queues[shape] = ShapeQueue(shape)
+        if request in queue.requests:
+            queue.requests.remove(request)
+        lease = Lease(grant, queue, now)
+        queue.leases.append(lease)
+        self.leases[lease.id] = lease
+        return lease
+
+    def refused(self, shape: Shape, request: int) -> list[TaskRecord]:
+        """The node agent will never grant this shape: return the tasks that must fail."""
+        queue = self.queues.get(shape)
+        if queue is None:
+            return []
+        if request in queue.requests:
+            queue.requests.remove(request)
+        failed = list(queue.ready)
+        queue.ready.clear()
+        self._trim_requests(queue)
+        self._forget_if_empty(queue)
+        return failed
+
+    def finished(self, task_id: bytes, lease: Lease, duration_s: float, now: float) -> TaskRecord | None:
+        """A reply came from the worker; None if the task was taken back or failed meanwhile."""
+        record = lease.in_flight.pop(task_id, None)
+        if record is None:
+            return None
+        lease.last_progress = now
+        queue = lease.queue
+        if queue.duration_s is None:
+            queue.duration_s = duration_s
+        else:
+            queue.duration_s += NEWEST * (duration_s - queue.duration_s)
+        if not lease.in_flight:
+            lease.idle_since = now
+            lease.asked_back = False
+        return record
+
+    def handed_back(self, lease: Lease, task_ids: Iterable[bytes], now: float) -> None:
+        """The worker did not start these: they go to the front of the queue again, in their old order."""
+        lease.asked_back = False
+        records = [record for record in (lease.in_flight.pop(task_id, None) for task_id in task_ids) if record is not None]
+        for record in reversed(records):
+            self.enqueue(record, front=True)
+        if not lease.in_flight:
+            lease.idle_since = now
+
+    def wanted(self, lease_id: int) -> None:
+        """Others wait for what this lease holds."""
+        lease = self.leases.get(lease_id)
+        if lease is None:
+            return
+        lease.wanted = True
+        if not lease.in_flight:
+            self._give_back(lease)
+
+    def lost(self, lease: Lease) -> list[TaskRecord]:
+        """The worker is gone: forget the lease, return what was in flight in the order of pushing."""
+        lease.dead = True
+        self._drop(lease)
+        records = list(lease.in_flight.values())
+        lease.in_flight.clear()
+        return records
+
+    def retire(self, lease: Lease) -> None:
+        """The worker takes no more tasks; replies to what it has may still come."""
+        lease.dead = True
+        if not lease.in_flight:
+            self._give_back(lease)
+
+    def tick(self, now: float) -> bool:
+        """Return idle leases and take back tasks queued behind a slow one. True while there is anything to watch."""
+        for lease in list(self.leases.values()):
+            if not lease.in_flight:
+                if lease.wanted or lease.dead or (not lease.queue.ready and now - lease.idle_since >= self.settings.lease_linger_s):
+                    self._give_back(lease)
+            elif len(lease.in_flight) > 1 and not lease.asked_back and now - lease.last_progress >= STALL_S:
+                lease.asked_back = True
+                lease.queue.duration_s = max(lease.queue.duration_s or 0.0, now - lease.last_progress)
+                self.effects.ask_hand_back(lease)
+        return bool(self.leases)
+
+    def settle(self, lease: Lease) -> None:
+        """After replies: return a lease that is wanted or dying and has nothing in flight."""
+        if not lease.in_flight and (lease.wanted or lease.dead) and lease.id in self.leases:
+            self._give_back(lease)
+
+    def _give_back(self, lease: Lease) -> None:
+        self._drop(lease)
+        self.effects.return_lease(lease)
+
+    def _drop(self, lease: Lease) -> None:
+        if self.leases.pop(lease.id, None) is not None:
+            lease.queue.leases.remove(lease)
+            self._forget_if_empty(lease.queue)
+
+    def _forget_if_empty(self, queue: ShapeQueue) -> None:
+        # The estimate of a shape is worth keeping only while it is in use: shapes come and go with options().
+        if not queue.ready and not queue.leases and not queue.requests and self.queues.get(queue.shape) is queue:
+            del self.queues[queue.shape]
+
+    # --- looking -----------------------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Assert the invariants. O(tasks in flight)."""
+        for lease_id, lease in self.leases.items():
+            assert lease.id == lease_id
+            assert lease in lease.queue.leases
+            for task_id, record in lease.in_flight.items():
+                assert record.task_id == task_id
+                assert record.state == PUSHED, record.state
+                assert record.lease is lease
+        for shape, queue in self.queues.items():
+            assert queue.shape == shape
+            assert len(queue.requests) <= max(len(queue.ready), 2 + len(queue.leases))
+            for record in queue.ready:
+                assert record.state == QUEUED
+                assert record.lease is None
+
+
+def _load(lease: Lease) -> int:
+    return len(lease.in_flight)

@@ -1,0 +1,1 @@
+"""Tools for tests of shoal programs: virtual clock, in-process cluster, fault injection."""

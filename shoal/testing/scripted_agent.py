@@ -1,0 +1,142 @@
+"""A node agent that obeys, for tests of the control store: it starts what it is told to, and keeps what a real one must keep.
+
+Its figures are exact, so a test can assert that no two incarnations of an actor live, and that nothing is reserved at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+from shoal._core.transport.connection import Connection
+from shoal._core.transport.memory import MemoryTransport
+from shoal._core.wire.messages import (
+    Ack,
+    ActorStarted,
+    ActorWorkerDied,
+    Address,
+    CancelActorStart,
+    Cause,
+    ClusterChanged,
+    CommitBundles,
+    Message,
+    NodeList,
+    NodeRecord,
+    PrepareBundles,
+    RegisterNode,
+    ReleaseBundles,
+    ReportResources,
+    StartActor,
+    StopActor,
+)
+
+
+class ScriptedAgent:
+    """``hold``: keep starts in ``pending`` until ``finish_start``. ``refuse``: say no to PrepareBundles."""
+
+    def __init__(self, name: str, total: dict[str, int], *, labels: dict[str, str] | None = None) -> None:
+        self.node_id = name.encode().ljust(28, b"\0")
+        self.total = dict(total)
+        self.record = NodeRecord(self.node_id, f"memory:{name}", name, "127.0.0.1", dict(total), dict(total), labels or {}, name=name)
+        self.hold = False
+        self.refuse = False
+        #: Everything that came, in order.
+        self.seen: list[Message] = []
+        #: Actor -> the start that is not answered yet.
+        self.pending: dict[bytes, StartActor] = {}
+        #: Actor -> (incarnation, address).
+        self.living: dict[bytes, tuple[int, Address]] = {}
+        #: Group -> bundles that are reserved; and those that are committed.
+        self.reserved: dict[bytes, dict[int, dict[str, int]]] = {}
+        self.committed: set[bytes] = set()
+        #: What to answer to a start; None: it lives.
+        self.fail_start: Callable[[StartActor], Cause | None] = lambda start: None
+        self.connection: Connection | None = None
+
+    async def join(self, transport: MemoryTransport, address: str) -> None:
+        """Connect and register."""
+        self.connection = await transport.connect(address, self._on_message)
+        await self.connection.request(RegisterNode(0, self.record))
+
+    def available(self) -> dict[str, int]:
+        """What no bundle holds; actors hold nothing."""
+        left = dict(self.total)
+        for bundles in self.reserved.values():
+            for bundle in bundles.values():
+                for name, amount in bundle.items():
+                    left[name] -= amount
+        return left
+
+    def finish_start(self, actor_id: bytes, cause: Cause | None = None) -> None:
+        """Answer the start that was held."""
+        start = self.pending.pop(actor_id)
+        address = None
+        if cause is None:
+            assert actor_id not in self.living, "two live incarnations"
+            worker = os.urandom(28)
+            address = Address(worker, self.node_id, f"memory:{worker.hex()[:8]}")
+            self.living[actor_id] = (start.incarnation, address)
+        self._send(ActorStarted(start.rid, address, cause))
+
+    def end_worker(self, actor_id: bytes, cause: Cause) -> None:
+        """The actor's process is gone."""
+        incarnation, _ = self.living.pop(actor_id)
+        self._send(ActorWorkerDied(actor_id, incarnation, cause))
+
+    def requests(self, kind: type[Message]) -> list[Any]:
+        return [message for message in self.seen if type(message) is kind]
+
+    def _send(self, message: Message) -> None:
+        assert self.connection is not None
+        self.connection.send(message)
+
+    def _on_message(self, connection: Connection, message: Any) -> None:
+        self.seen.append(message)
+        match message:
+            case StartActor():
+                actor_id = message.spec.actor_id
+                assert actor_id not in self.pending, "two starts at once"
+                self.pending[actor_id] = message
+                if not self.hold:
+                    self.finish_start(actor_id, self.fail_start(message))
+            case CancelActorStart():
+                if message.actor_id in self.pending:
+                    self.finish_start(message.actor_id, Cause("cancelled"))
+            case StopActor():
+                if message.actor_id in self.living:
+                    asyncio.get_event_loop().call_soon(self._stopped, message.actor_id, message.cause)
+            case PrepareBundles():
+                self._prepare(message)
+            case CommitBundles():
+                assert message.placement_group_id in self.reserved
+                self.committed.add(message.placement_group_id)
+                self._send(Ack(message.rid))
+            case ReleaseBundles():
+                self.reserved.pop(message.placement_group_id, None)
+                self.committed.discard(message.placement_group_id)
+                self._send(Ack(message.rid))
+                self._send(ClusterChanged(self.node_id))
+            case ReportResources():
+                self.record.available = self.available()
+                self._send(NodeList(message.rid, [self.record]))
+            case _:
+                pass
+
+    def _stopped(self, actor_id: bytes, cause: Cause) -> None:
+        if actor_id in self.living:
+            self.end_worker(actor_id, cause)
+
+    def _prepare(self, message: PrepareBundles) -> None:
+        left = self.available()
+        wanted: dict[str, int] = {}
+        for bundle in message.bundles.values():
+            for name, amount in bundle.items():
+                wanted[name] = wanted.get(name, 0) + amount
+        assert self.connection is not None
+        if self.refuse or any(left.get(name, 0) < amount for name, amount in wanted.items()):
+            self.connection.fail(message.rid, "RuntimeError", "does not fit now")
+            return
+        self.reserved.setdefault(message.placement_group_id, {}).update(message.bundles)
+        self._send(Ack(message.rid))
