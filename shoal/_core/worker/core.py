@@ -17,7 +17,7 @@ from ..._base.references import ObjectRef
 from ..._base.settings import Settings
 from ..object_store import StoreClient
 from ..serialization import deserialize_error, serialize_system_error
-from ..transport import Connection, Transport
+from ..transport import Connection, Listener, Transport
 from ..wire import messages as m
 from .actors import Actors, ActorToken
 from .entries import Entry
@@ -73,7 +73,7 @@ class Core:
         self.store: StoreClient
         self._transport = transport
         self._on_agent_lost = on_agent_lost
-        self._listener: Any = None
+        self._listener: Listener | None = None
         self._callers: set[Connection] = set()
         self.on_log_lines: Callable[[m.LogLines], None] | None = None
         self.peers = Peers(loop, transport, self._peer_message, self.flush, self._peer_lost)
@@ -106,16 +106,15 @@ class Core:
 
     # --- starting and ending ------------------------------------------------------------------------------------------------------
 
-    async def listen(self) -> None:
-        """Accept owners and borrowers at our own address."""
-        self._listener = await self._transport.listen(self.me.address, self._accept)
+    def attach(self, agent: Connection, address: m.Address, store: StoreClient, listener: Listener) -> None:
+        """Use this registered connection to the node agent, and this place where callers arrive."""
+        self.agent, self.agent_address, self.store, self._listener = agent, address, store, listener
+        agent.on_close = self._agent_closed
 
-    def attach_agent(self, connection: Connection, address: m.Address, store: StoreClient) -> None:
-        """Use this registered connection to the node agent."""
-        self.agent, self.agent_address, self.store = connection, address, store
-        connection.on_message = self._agent_message
-        connection.on_close = self._agent_closed
-        connection.on_batch_end = self.flush
+    def attach_agent_messages(self) -> None:
+        """From now on the node agent's messages are handled."""
+        self.agent.on_message = self._agent_message
+        self.agent.on_batch_end = self.flush
 
     async def connect_control_store(self, address: str) -> None:
         self.control_store = await self._transport.connect(address, self._control_message, self._control_closed)
@@ -190,7 +189,8 @@ class Core:
 
     # --- messages ------------------------------------------------------------------------------------------------------------------------
 
-    def _accept(self, connection: Connection) -> None:
+    def accept(self, connection: Connection) -> None:
+        """An owner or borrower has connected."""
         self._callers.add(connection)
         connection.on_message = self._caller_message
         connection.on_close = self._caller_closed

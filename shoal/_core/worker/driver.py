@@ -7,7 +7,6 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from ..._base import runtime as holder
 from ..._base.settings import Settings
 from ..wire import messages as m
 from .io_thread import IoThread, JoinRequest, fresh_worker_id
@@ -50,6 +49,7 @@ def connect_driver(
     runtime = CoreRuntime(core, inbox, namespace=job.namespace, session_dir=session_dir, is_driver=True)
     runtime.job_config = job
     runtime.control_address = control_address
+    thread.serve()
     if log_to_driver:
         _show_logs(runtime, settings)
 
@@ -89,5 +89,3 @@ def _show_logs(runtime: CoreRuntime, settings: Settings) -> None:
     runtime.core.on_log_lines = arrived
     loop.call_soon_threadsafe(flush_due)
 
-
-__all__ = ["connect_driver", "holder"]

@@ -1,7 +1,11 @@
 """The one I/O thread of a process, its loop, and how a process joins a session.
 
-    start -> connect to the node agent, RegisterProcess -> open the arena -> listen at our own address -> connect to the control store
+    start -> listen at our own address -> connect to the node agent, RegisterProcess -> open the arena -> connect to the control store
+    serve -> what callers and the node agent sent meanwhile is delivered, and from now on at once
     stop  -> close connections, stop the loop, join the thread
+
+From the moment it is registered a worker may be leased and called, but it can run nothing before its execution part stands: so it listens first, and
+holds what comes until ``serve``.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import msgspec
 from ..._base.ids import WORKER_BYTES
 from ..._base.settings import Settings
 from ..object_store import Arena, StoreClient
-from ..transport import SocketTransport
+from ..transport import Connection, SocketTransport
 from ..wire import messages as m
 from .core import Core
 from .inbox import Inbox
@@ -50,6 +54,10 @@ class IoThread:
         self.inbox: Inbox
         self._thread = threading.Thread(target=self._run, name="shoal-io", daemon=True)
         self._pid = os.getpid()
+        self._serving = False
+        #: Connections and messages that came before ``serve``.
+        self._held_callers: list[Connection] = []
+        self._held: list[tuple[Connection, m.Message]] = []
 
     def start(self) -> None:
         """Join the session; blocks until this process may submit and be called. Raises what went wrong."""
@@ -59,6 +67,35 @@ class IoThread:
         except BaseException:
             self.stop()
             raise
+
+    def serve(self) -> None:
+        """Deliver what was held, and everything from now on. The process is ready to be called."""
+        self.call(self._serve())
+
+    async def _serve(self) -> None:
+        self._serving = True
+        core = self.core
+        core.attach_agent_messages()
+        for connection in self._held_callers:
+            if not connection.closed:
+                core.accept(connection)
+        for connection, message in self._held:
+            connection.on_message(connection, message)
+        for connection in {connection for connection, _ in self._held}:
+            if connection.on_batch_end is not None:
+                connection.on_batch_end()
+        self._held_callers.clear()
+        self._held.clear()
+
+    def _hold(self, connection: Connection, message: m.Message) -> None:
+        self._held.append((connection, message))
+
+    def _accept(self, connection: Connection) -> None:
+        if self._serving:
+            self.core.accept(connection)
+        else:
+            connection.on_message = self._hold
+            self._held_callers.append(connection)
 
     def call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine on the loop and block for its result."""
@@ -92,13 +129,11 @@ class IoThread:
     async def _join(self) -> None:
         request = self.request
         transport = SocketTransport(self.loop, request.token)
-        early: list[m.Message] = []
-        agent = await transport.connect(request.agent_address, lambda _connection, message: early.append(message))
         own_address = f"unix:{request.session_dir}/{'d' if request.is_driver else 'w'}-{request.worker_id.hex()[:16]}.sock"
+        listener = await transport.listen(own_address, self._accept)
+        agent = await transport.connect(request.agent_address, self._hold)
         registered: m.Registered = await agent.request(
-            m.RegisterProcess(0, request.worker_id, os.getpid(), own_address, log_to_driver=request.log_to_driver)
-            if not request.is_driver
-            else m.RegisterProcess(0, request.worker_id, os.getpid(), own_address, b"\0" * 4, request.log_to_driver)
+            m.RegisterProcess(0, request.worker_id, os.getpid(), own_address, b"\0" * 4 if request.is_driver else b"", request.log_to_driver)
         )
         settings = request.settings or msgspec.msgpack.decode(registered.settings, type=Settings)
         me = m.Address(request.worker_id, registered.node_id, own_address)
@@ -109,11 +144,8 @@ class IoThread:
         self.inbox = Inbox(self.loop, core.flush)
         arena = Arena.open(request.arena_fd if request.arena_fd >= 0 else registered.arena_path, registered.arena_bytes)
         store = StoreClient(arena, agent.send, agent.request, self._wake_store)
-        core.attach_agent(agent, m.Address(registered.node_id, registered.node_id, request.agent_address), store)
-        await core.listen()
+        core.attach(agent, m.Address(registered.node_id, registered.node_id, request.agent_address), store, listener)
         await core.connect_control_store(registered.control_store)
-        for message in early:
-            agent.on_message(agent, message)
 
     def _wake_store(self) -> None:
         """A view ended somewhere: give its pin back soon. Safe in ``__del__``."""

@@ -24,6 +24,7 @@ def run_worker(start: WorkerStart) -> int:
     runtime = CoreRuntime(thread.core, thread.inbox, namespace="", session_dir=start.session_dir, is_driver=False)
     runtime.execution = execution = Execution(thread.core, runtime, thread.inbox, session_dir=start.session_dir, ip="127.0.0.1")
     holder.install(runtime)
+    thread.serve()
     execution.main.run()
     return 0
 
