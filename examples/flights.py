@@ -272,7 +272,7 @@ def route_table(worst: list, routes: dict, airports: str) -> Table:
     names = {row["faa"]: row["name"] for row in csv.DictReader(io.StringIO(airports))}
     table = Table(title=f"The ten latest routes with at least {LEAST_ARRIVALS} arrivals, 2013")
     table.add_column("route", no_wrap=True)
-    table.add_column("to", no_wrap=True, max_width=28)
+    table.add_column("to", no_wrap=True, max_width=22)
     for title in ("flights", "not arrived", "minutes late", "bad weather"):
         table.add_column(title, justify="right")
     for origin, dest in worst:

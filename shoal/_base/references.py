@@ -71,11 +71,11 @@ class ObjectRef(Generic[T]):
 
     def future(self) -> Future[T]:
         """Return a ``concurrent.futures.Future`` of the value. Cancelling it does not cancel the task."""
-        return self._runtime.object_future(self)  # type: ignore[no-any-return]
+        return self._runtime.object_future(self)
 
     def as_future(self) -> asyncio.Future[T]:
         """Return an asyncio future of the value, bound to the running loop."""
-        return self._runtime.asyncio_future(self)  # type: ignore[no-any-return]
+        return self._runtime.asyncio_future(self)
 
     def __await__(self) -> Generator[Any, None, T]:
         return self.as_future().__await__()

@@ -130,9 +130,8 @@ class Core:
         if self._listener is not None:
             self._listener.close()
         for name in ("control_store", "agent"):
-            connection = getattr(self, name, None)
-            if connection is not None:
-                connection.close()
+            if hasattr(self, name):
+                getattr(self, name).close()
 
     # --- what the shells need of each other -------------------------------------------------------------------------------------------
 

@@ -46,9 +46,7 @@ def connect_driver(
         thread.stop()
         raise
     core.job_id = registered.job_id
-    runtime = CoreRuntime(core, inbox, namespace=job.namespace, session_dir=session_dir, is_driver=True)
-    runtime.job_config = job
-    runtime.control_address = control_address
+    runtime = CoreRuntime(core, inbox, job_config=job, control_address=control_address, session_dir=session_dir, is_driver=True)
     thread.serve()
     if log_to_driver:
         _show_logs(runtime, settings)

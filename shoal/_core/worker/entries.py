@@ -58,9 +58,11 @@ class BorrowedEntry(Entry):
 
     __slots__ = ("fetching", "grants", "owner", "registering")
 
+    owner: Address
+
     def __init__(self, object_id: bytes, owner: Address) -> None:
         super().__init__(object_id, 0)
-        self.owner = owner  # type: ignore[misc]
+        self.owner = owner
         #: Registrations that the owner counts for this process. 0 only while a running task's arguments protect the object.
         self.grants = 0
         #: An AddBorrower of ours is on its way.

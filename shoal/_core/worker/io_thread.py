@@ -52,6 +52,7 @@ class IoThread:
         self.loop = _new_loop()
         self.core: Core
         self.inbox: Inbox
+        self.control_address = ""
         self._thread = threading.Thread(target=self._run, name="shoal-io", daemon=True)
         self._pid = os.getpid()
         self._serving = False
@@ -145,6 +146,7 @@ class IoThread:
         arena = Arena.open(request.arena_fd if request.arena_fd >= 0 else registered.arena_path, registered.arena_bytes)
         store = StoreClient(arena, agent.send, agent.request, self._wake_store)
         core.attach(agent, m.Address(registered.node_id, registered.node_id, request.agent_address), store, listener)
+        self.control_address = registered.control_store
         await core.connect_control_store(registered.control_store)
 
     def _wake_store(self) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ... import exceptions
@@ -87,7 +88,7 @@ class Objects:
 
     def _register_now(self, entry: BorrowedEntry) -> asyncio.Future[Any]:
         entry.registering = True
-        future = self.core.owner_channel(entry.owner).request(AddBorrower(0, entry.object_id, self.core.me, 1))
+        future: asyncio.Future[Any] = self.core.owner_channel(entry.owner).request(AddBorrower(0, entry.object_id, self.core.me, 1))
         future.add_done_callback(lambda done: self._registered(entry, done))
         return future
 
@@ -143,7 +144,7 @@ class Objects:
                 entry.owner = successor
                 if entry.grants:
                     future = self.core.agent.request(AddBorrower(0, entry.object_id, self.core.me, entry.grants))
-                    future.add_done_callback(lambda done, e=entry: self._readopted(e, done))
+                    future.add_done_callback(partial(self._readopted, entry))
 
     def _readopted(self, entry: BorrowedEntry, done: asyncio.Future[Any]) -> None:
         error = done.exception() if not done.cancelled() else None

@@ -40,7 +40,7 @@ _FINISHED = object()
 class CoreRuntime:
     """The process's runtime. Made by ``connect.py`` once the I/O thread runs."""
 
-    def __init__(self, core: Core, inbox: Inbox, *, namespace: str, session_dir: str, is_driver: bool) -> None:
+    def __init__(self, core: Core, inbox: Inbox, *, job_config: m.JobConfigRecord, control_address: str, session_dir: str, is_driver: bool) -> None:
         self.core = core
         self.inbox = inbox
         self.settings: Settings = core.settings
@@ -48,9 +48,12 @@ class CoreRuntime:
         self.job_id = core.job_id
         self.worker_id = core.me.worker_id
         self.node_id = core.me.node_id
-        self.namespace = namespace
+        self.namespace = job_config.namespace
         self.session_dir = session_dir
         self.is_driver = is_driver
+        #: What the job's workers need; in a worker, since it belongs to a job.
+        self.job_config = job_config
+        self.control_address = control_address
         self.core.runtime = self
         self._own = core.objects.own
         self._entries = core.objects.own.entries
@@ -113,7 +116,7 @@ class CoreRuntime:
         return function_id
 
     def submit_task(self, template: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "") -> Any:
-        record, deps, held, result = self._record(template, args, kwargs, name)
+        record, deps, held, result, _alive = self._record(template, args, kwargs, name)
         self._post(self.core.tasks.submit, (record, deps, held))
         return result
 
@@ -124,7 +127,7 @@ class CoreRuntime:
                 f"{pending} calls to actor {template.name} are pending, and its max_pending_calls is {limit}. "
                 "Wait for some of them (shoal.wait), or raise the limit."
             )
-        record, deps, held, result = self._record(template, args, kwargs, name)
+        record, deps, held, result, _alive = self._record(template, args, kwargs, name)
         if limit is not None:
             self._submitted[template.actor_id] = self._submitted.get(template.actor_id, 0) + 1
         self._post(self.core.actors.submit, (record, deps, held))
@@ -140,8 +143,9 @@ class CoreRuntime:
 
     def _record(
         self, template: m.TaskTemplate, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
-    ) -> tuple[TaskRecord, Sequence[bytes], Sequence[bytes], Any]:
-        """Make the record of a call, the entries of its returns, and what the caller gets."""
+    ) -> tuple[TaskRecord, Sequence[bytes], Sequence[bytes], Any, Any]:
+        """Make the record of a call, the entries of its returns, what the caller gets, and what must stay alive until the call is posted:
+        references made on the way, whose drop would be posted before the call pins them."""
         self._check_open()
         serialized = serialize_args(args, kwargs)
         deps: list[bytes] = [ref._id for ref in serialized.deps] if serialized.deps else _NO_IDS
@@ -165,7 +169,7 @@ class CoreRuntime:
             number = max(count, 1) if count < 0 else count
             entries = [Entry(object_id(task_id, i), 1) for i in range(number)]
             record = TaskRecord(task_id, template, data, entries, parent, name)
-            refs = []
+            refs: list[ObjectRef[Any]] = []
             for entry in entries:
                 entry.task = record
                 self._entries[entry.object_id] = entry
@@ -175,7 +179,7 @@ class CoreRuntime:
                 self.core.streams.open(record)
                 result = ObjectRefGenerator(task_id, refs[0], self) if count == -1 else refs[0]
         record.stored_args = blob is not None
-        return record, deps, held, result
+        return record, deps, held, result, (serialized, blob)
 
     def _args_data(self, data: bytes | Serialized) -> tuple[bytes, ObjectRef[Any] | None]:
         """Return the arguments for the message, or, when they are too large for one, the object that holds them."""
@@ -602,6 +606,7 @@ class CoreRuntime:
 
         info: m.JobInfo = self.request_control_store(m.GetJob(0, job_id))
         apply_job(info.config)
+        self.job_config = info.config
         self.namespace = info.config.namespace
         self.job_id = self.core.job_id = job_id
         self._ids = TaskIdSource(job_id)  # type: ignore[arg-type]

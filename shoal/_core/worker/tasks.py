@@ -327,8 +327,7 @@ class Tasks:
                 self._argument_lost(record, value)
                 return
             if message.retry and record.retries != 0 and not record.cancelled:
-                inner = self.core.objects.own.receive(value.refs)
-                for entry in inner:
+                for entry in self.core.objects.own.receive(value.refs):
                     self.core.objects.own.unpin(entry)
                 if record.template.actor_id:
                     self.core.actors.retry(record)
@@ -346,7 +345,7 @@ class Tasks:
         stored = False
         objects = self.core.objects
         for entry, value in zip(record.returns, results, strict=True):
-            inner = objects.own.receive(value.refs) if value.refs else None
+            inner: list[Entry] | None = objects.own.receive(value.refs) if value.refs else None
             if entry.kind >= 0:  # run again for the sake of another return; this one was never lost
                 for held in inner or ():
                     objects.own.unpin(held)

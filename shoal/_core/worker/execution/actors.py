@@ -22,7 +22,7 @@ from ...serialization import serialize_error, unpickle_function
 from ...wire import messages as m
 from .calls import ActorExit, Call, Caller, CallRunner, current_call
 from .environment import apply_lease_environment
-from .generators import stream, stream_async
+from .generators import end_of_stream, stream, stream_async
 from .inbound import Inbound
 
 if TYPE_CHECKING:
@@ -227,9 +227,7 @@ class ActorExecutor:
         self._end_stream(call, count)
 
     def _end_stream(self, call: Call, count: int) -> None:
-        from .tasks import _end_of_stream
-
-        values, refs = _end_of_stream()
+        values, refs = end_of_stream()
         self.runner.reply(call, values, refs, num_items=count)
 
     def _fail(self, call: Call, error: BaseException) -> None:

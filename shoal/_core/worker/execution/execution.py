@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...wire.messages import WorkerBlocked, WorkerUnblocked
+from ...wire.messages import BecomeActor, WorkerBlocked, WorkerUnblocked
+from .actors import ActorExecutor
 from .calls import Call, CallRunner
 from .inbound import Inbound
 from .tasks import MainThread
@@ -23,9 +24,12 @@ class Execution:
         self.inbox = inbox
         self.inbound = Inbound(core, runtime, inbox, ip)
         self.runner = CallRunner(self.inbound)
-        self.main = MainThread(self.inbound, self.runner, session_dir)
+        self.main = MainThread(self.inbound, self.runner, session_dir, self._make_actor)
         self.inbound.main = self.main
         core.executor = self.inbound
+
+    def _make_actor(self, message: BecomeActor) -> ActorExecutor:
+        return ActorExecutor(self.inbound, self.runner, self.main, message)
 
     @property
     def actor(self) -> Any:

@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from ...._base import ids
-from ...wire.messages import GeneratorItem
+from ...serialization import serialize
+from ...wire.messages import INLINE, GeneratorItem, Value
 from .calls import Call, CallRunner
 
 
@@ -85,3 +86,11 @@ def _send(runner: CallRunner, call: Call, index: int, item: Any) -> None:
     value, refs = runner.store_value(ids.object_id(ids.TaskId(call.task.task_id), index + 1), item, owner)
     message = GeneratorItem(call.task.task_id, index, value, call.task.attempt)
     runner.inbound.inbox.post(runner.inbound.send_item, (call, message, refs))
+
+
+_NONE = serialize(None).to_bytes()
+
+
+def end_of_stream() -> tuple[list[Value], list[list[Any]]]:
+    """The one return of a streaming task: None, when it has ended."""
+    return [Value(INLINE, _NONE)], [[]]

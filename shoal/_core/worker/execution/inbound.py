@@ -254,7 +254,7 @@ class Inbound:
 
     def refuse(self, call: Call, error: BaseException) -> None:
         """Answer a call that cannot run here. Any thread."""
-        value = m.Value(m.FAILED, serialize_system_error(error))  # type: ignore[arg-type]
+        value = m.Value(m.FAILED, serialize_system_error(error))
         self.inbox.post(self.send_reply, (call, m.TaskDone(call.task.task_id, [value]), []))
 
     def on_user_error(self, call: Call, error: BaseException) -> bool:

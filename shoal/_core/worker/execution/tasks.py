@@ -15,18 +15,15 @@ import sys
 import threading
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...._base import ids
 from ...serialization import unpickle_function
 from ...wire import messages as m
 from .calls import Call, CallRunner, current_call
 from .environment import apply_lease_environment
-from .generators import stream
+from .generators import end_of_stream, stream
 from .inbound import Inbound
-
-if TYPE_CHECKING:
-    from .actors import ActorExecutor
 
 #: Functions kept unpickled per worker; the least recently defined goes first.
 FUNCTION_LIMIT = 2000
@@ -35,7 +32,7 @@ FUNCTION_LIMIT = 2000
 class MainThread:
     """The main loop of a worker, until it becomes an actor or leaves."""
 
-    def __init__(self, inbound: Inbound, runner: CallRunner, session_dir: str) -> None:
+    def __init__(self, inbound: Inbound, runner: CallRunner, session_dir: str, make_actor: Callable[[m.BecomeActor], Any]) -> None:
         self.inbound = inbound
         self.runner = runner
         self.core = inbound.core
@@ -48,7 +45,8 @@ class MainThread:
         self._interrupt: Call | None = None
         self._interruptible = False
         self._lease_id = -1
-        self._actor: ActorExecutor | None = None
+        self._actor: Any = None
+        self._make_actor = make_actor
 
     def run(self) -> None:
         """Run what is queued until the process leaves. Never returns."""
@@ -127,7 +125,7 @@ class MainThread:
             count = stream(self.runner, call, iter(function(*args, **kwargs)))
             self._interruptible = False
             args = kwargs = None  # type: ignore[assignment]
-            values, refs = self.runner.store_results(call, None) if call.template.num_returns > 0 else _end_of_stream()
+            values, refs = self.runner.store_results(call, None) if call.template.num_returns > 0 else end_of_stream()
         except BaseException as error:  # the boundary of user code
             self._interruptible = False
             args = kwargs = None  # type: ignore[assignment]
@@ -181,9 +179,7 @@ class MainThread:
 
     def become_actor(self, message: m.BecomeActor) -> None:
         """Create the instance; from then on the process serves one actor."""
-        from .actors import ActorExecutor
-
-        self._actor = ActorExecutor(self.inbound, self.runner, self, message)
+        self._actor = self._make_actor(message)
 
     def leave(self, cause: m.Cause) -> None:
         """End the process in good order: hand over objects, run atexit functions, leave."""
@@ -196,10 +192,6 @@ class MainThread:
         os._exit(cause.exit_code or 0)
 
 
-def _end_of_stream() -> tuple[list[m.Value], list[list[Any]]]:
-    return [m.Value(m.INLINE, _NONE)], [[]]
-
-
 def _open_progress(session_dir: str, worker_id: bytes) -> mmap.mmap:
     """Map the file in which the node agent finds, after our death, which task was started last."""
     directory = os.path.join(session_dir, "run")
@@ -210,12 +202,3 @@ def _open_progress(session_dir: str, worker_id: bytes) -> mmap.mmap:
         return mmap.mmap(fd, ids.TASK_BYTES)
     finally:
         os.close(fd)
-
-
-def _serialized_none() -> bytes:
-    from ...serialization import serialize
-
-    return serialize(None).to_bytes()
-
-
-_NONE = _serialized_none()
