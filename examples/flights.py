@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
@@ -305,7 +304,7 @@ def picture(routes: dict, worst: list, airports: str) -> str:
     def inside(name: str) -> bool:
         return name in places and west < places[name][0] < east and south < places[name][1] < north
 
-    lines, labels, heights = [], [], Counter()
+    lines, labels, written = [], [], []
     for route in sorted(routes, key=lambda route: mean(routes[route])):
         origin, dest = route
         if not (inside(origin) and inside(dest)):
@@ -319,10 +318,11 @@ def picture(routes: dict, worst: list, airports: str) -> str:
         lines.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="{stroke:.1f}" stroke-opacity="0.7"/>')
         if route in worst:
             text = f"{origin}–{dest} {mean(routes[route]):.0f} min"
-            labels.append(
-                f'<circle cx="{x2:.1f}" cy="{y2:.1f}" r="3.5"/><text x="{x2 + 6:.1f}" y="{y2 + 4 + 15 * heights[dest]:.1f}">{text}</text>'
-            )
-            heights[dest] += 1
+            x, y, side = (x2 + 6, y2 + 4, "start") if x2 < width - 150 else (x2 - 6, y2 - 8, "end")
+            while any(abs(x - other_x) < 140 and abs(y - other_y) < 16 for other_x, other_y in written):
+                y += 4
+            written.append((x, y))
+            labels.append(f'<circle cx="{x2:.1f}" cy="{y2:.1f}" r="3.5"/><text x="{x:.1f}" y="{y:.1f}" text-anchor="{side}">{text}</text>')
     title = "Flights from New York in 2013: mean delay on arrival, blue early to red late"
     return "\n".join(
         [

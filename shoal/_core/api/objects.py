@@ -70,13 +70,13 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     if isinstance(object_refs, ObjectRefGenerator):
         return object_refs
     if not isinstance(object_refs, list):
-        raise ValueError(f"get() takes an ObjectRef or a list of them, got {type(object_refs).__name__}: {object_refs!r:.200}.")
+        raise ValueError(f"get() takes an ObjectRef or a list of them, got {_no_reference(object_refs)}")
     if not object_refs:
         return []
     if set(map(type, object_refs)) != _only_refs:
         for ref in object_refs:
             if not isinstance(ref, ObjectRef):
-                raise TypeError(f"get() takes a list of ObjectRefs, but it holds {ref!r:.200} of type {type(ref).__name__}.")
+                raise TypeError(f"get() takes a list of ObjectRefs, but it holds {_no_reference(ref)}")
     return _session_of(object_refs).get(object_refs, timeout)
 
 
@@ -99,7 +99,7 @@ def wait(
     """
     if not isinstance(ray_waitables, list):
         raise TypeError(
-            f"wait() expected a list of ObjectRefs or ObjectRefGenerators, got {type(ray_waitables).__name__}: {ray_waitables!r:.200}."
+            f"wait() expected a list of ObjectRefs or ObjectRefGenerators, got {_no_reference(ray_waitables)}"
         )
     if timeout is not None and not _checked_number(timeout) >= 0:
         raise ValueError(f"The 'timeout' argument must be nonnegative. Received {timeout}")
@@ -111,7 +111,7 @@ def wait(
         for item in ray_waitables:
             if not isinstance(item, ObjectRef | ObjectRefGenerator):
                 raise TypeError(
-                    f"wait() expected a list of ObjectRefs or ObjectRefGenerators, but it holds {type(item).__name__}: {item!r:.200}."
+                    f"wait() expected a list of ObjectRefs or ObjectRefGenerators, but it holds {_no_reference(item)}"
                 )
         unique = len(set(ray_waitables))
     if unique != len(ray_waitables):
@@ -160,6 +160,17 @@ def _unknown_owner(ref: Any) -> ValueError:
         f"The owner is unknown of {ref!r}: it belongs to an earlier session, which ended with its objects. "
         "Use references of the session that runs now."
     )
+
+
+def _no_reference(value: Any) -> str:
+    """Describe what was given in place of a reference, and what to give instead."""
+    if isinstance(value, ObjectRef):
+        hint = "Put it into a list: [ref]."
+    elif callable(getattr(value, "remote", None)):
+        hint = "It was not called: pass the reference that its .remote(...) returns."
+    else:
+        hint = "References are what .remote() and shoal.put() return; a plain value needs no get()."
+    return f"{type(value).__name__}: {value!r:.200}. {hint}"
 
 
 def _checked_timeout(timeout: float) -> float | None:

@@ -66,6 +66,8 @@ class Hooks:
     named: Callable[[bytes, str], None] | None = None
     #: The worker belongs to this job from now on: (worker id, job id).
     bound: Callable[[bytes, bytes], None] | None = None
+    #: Hand on what the job's workers have printed so far: (job id).
+    flush_logs: Callable[[bytes], None] | None = None
     #: The driver's connection has ended: (job id).
     driver_lost: Callable[[bytes], None] | None = None
 

@@ -118,6 +118,7 @@ class NodeAgent:
             wire.ProcessExiting: self._on_exiting,
             wire.KillProcess: self._on_kill,
             wire.NameProcess: self._on_name,
+            wire.FlushLogs: self._on_flush_logs,
             wire.JobFinished: self._on_job_finished,
             wire.AdoptObjects: self.adopted.adopt,
             wire.GetObject: self.adopted.handle,
@@ -334,6 +335,11 @@ class NodeAgent:
             process.name = message.name
             if self.hooks.named is not None:
                 self.hooks.named(process.address.worker_id, message.name)
+
+    def _on_flush_logs(self, connection: Peer, message: wire.FlushLogs) -> None:
+        if self.hooks.flush_logs is not None:
+            self.hooks.flush_logs(message.job_id)
+        connection.send(wire.Ack(message.rid))
 
     def _on_job_finished(self, connection: Peer, message: wire.JobFinished) -> None:
         self._end_job(message.job_id, Cause("job_finished", "Its job has ended."))

@@ -72,7 +72,7 @@ class HeadParts:
             context.arena.path,
             context.arena.nbytes,
             session.control_address,
-            hooks=Hooks(named=logs.rename, bound=logs.assign),
+            hooks=Hooks(named=logs.rename, bound=logs.assign, flush_logs=logs.flush),
             connect=self._connect,
         )
         context.launcher.on_exit = self.node_agent.worker_exited

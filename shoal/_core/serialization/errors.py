@@ -40,6 +40,7 @@ def serialize_error(
         actor_repr: of the actor whose method it was.
         actor_id: hexadecimal; set for errors of ``__init__``.
     """
+    _explain(exc)
     cause, text = exc, ""
     if isinstance(exc, RayTaskError):  # get() raised another task's error: keep the original cause, do not nest
         cause = exc.cause or exc
@@ -58,6 +59,12 @@ def serialize_error(
     }
     summary = "".join(_summary(cause))
     return pickle.dumps((_TASK, facts, _pickle_exception(cause), summary), PROTOCOL)
+
+
+def _explain(exc: BaseException) -> None:
+    """Add what to do to errors whose own text does not say it."""
+    if type(exc) is ValueError and "read-only" in str(exc) and not getattr(exc, "__notes__", None):
+        exc.add_note("Arguments and the results of get() are read-only, since other tasks may read the same memory. Change a copy: x = x.copy().")
 
 
 def serialize_system_error(exc: BaseException) -> bytes:

@@ -223,6 +223,13 @@ class NameProcess(Message, tag=15):
     name: str
 
 
+class FlushLogs(Message, tag=17):
+    """Driver to node agent: send what the job's workers have printed so far, then Ack. Asked before the driver leaves."""
+
+    rid: int
+    job_id: bytes
+
+
 class KillProcess(Message, tag=16):
     """Owner to node agent: kill this worker now (forced cancel, cancel that did not come through)."""
 
@@ -841,7 +848,7 @@ class Published(Message, tag=151):
 
 AnyMessage = (
     Ack | Failed | CancelRequest | Ping
-    | RegisterProcess | Registered | ProcessExiting | StopProcess | LogLines | NameProcess | KillProcess
+    | RegisterProcess | Registered | ProcessExiting | StopProcess | LogLines | NameProcess | FlushLogs | KillProcess
     | RequestLease | LeaseGranted | ReturnLease | LeaseWanted | WorkerDied | WorkerBlocked | WorkerUnblocked | LeaseInfeasible
     | CreateObject | ObjectCreated | SealObject | AbortObject | PinObjects | ObjectsPinned | UnpinObjects | FreeObjects | AdoptObjects
     | GetObject | ObjectValue | AddBorrower | RemoveBorrower | ReportLost | PinForever

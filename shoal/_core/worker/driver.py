@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import math
 import os
 import sys
 import threading
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..._base.settings import Settings
 from ..wire import messages as m
+from ..transport import ConnectionLost, RequestFailed
 from .io_thread import IoThread, JoinRequest, fresh_worker_id
 from .log_output import LogOutput
 from .runtime import CoreRuntime
@@ -18,6 +22,10 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks at collapsed log lines that are due.
 LOG_FLUSH_S = 0.5
+#: Seconds that shutdown waits for the last log lines.
+FLUSH_S = 1.0
+
+logger = logging.getLogger("shoal")
 
 
 def connect_driver(
@@ -52,6 +60,8 @@ def connect_driver(
         _show_logs(runtime, settings)
 
     def end() -> None:
+        if log_to_driver:
+            thread.call(_flush_logs(runtime))
         inbox.post(lambda _: core.control_store.send(m.JobFinished(core.job_id)), None)
         thread.stop()
 
@@ -62,6 +72,14 @@ def connect_driver(
 async def _register(core: object, job: m.JobConfigRecord, entrypoint: str) -> m.JobRegistered:
     message = m.RegisterJob(0, core.me, os.getpid(), job.namespace, entrypoint, job)  # type: ignore[attr-defined]
     return await core.control_store.request(message)  # type: ignore[attr-defined, no-any-return]
+
+
+async def _flush_logs(runtime: CoreRuntime) -> None:
+    """Show the last words of the workers before they end. Bounded: a head that is gone has none."""
+    try:
+        await asyncio.wait_for(runtime.core.agent.request(m.FlushLogs(0, runtime.job_id)), FLUSH_S)
+    except (TimeoutError, ConnectionLost, RequestFailed) as error:
+        logger.debug("The last log lines could not be fetched: %s", error)
 
 
 def _show_logs(runtime: CoreRuntime, settings: Settings) -> None:
@@ -80,7 +98,7 @@ def _show_logs(runtime: CoreRuntime, settings: Settings) -> None:
         write(output.lines(message), message.is_error)
 
     def flush_due() -> None:
-        write(output.flush_due(loop.time()), False)
+        write(output.flush_due(math.inf if runtime.core.closing else loop.time()), False)
         if not runtime.core.closing:
             loop.call_later(LOG_FLUSH_S, flush_due)
 

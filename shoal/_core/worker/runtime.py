@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ from .records import TaskRecord
 from .waiting import CallOperation, GetOperation, WaitOperation
 
 _FINISHED = object()
+_logger = logging.getLogger(__name__)
 
 
 class CoreRuntime:
@@ -71,7 +73,8 @@ class CoreRuntime:
         #: Set by ``worker_main``: the execution part of a worker.
         self.execution: Any = None
         self.on_shutdown: Callable[[], None] | None = None
-        self._warned_async_get = False
+        #: Set by an async actor until its first blocking get.
+        self.warn_async_get = False
         # Bound once: these run for every reference.
         self._post = inbox.post
         self._post_later = inbox.post_later
@@ -244,6 +247,8 @@ class CoreRuntime:
         self._post(lambda _: self.core.store.seal(object_id, refs), None)
 
     def get(self, refs: Sequence[ObjectRef[Any]], timeout_s: float | None) -> list[Any]:
+        if self.warn_async_get:
+            self._warn_async_get()
         entries = self._entries
         if len(refs) == 1:
             entry = entries.get(refs[0]._id)
@@ -264,6 +269,18 @@ class CoreRuntime:
         finally:
             for object_id in places:
                 self._post(self.core.store.unpin, object_id)
+
+    def _warn_async_get(self) -> None:
+        """Say once that a get on the event loop's thread stops every other call of this actor."""
+        if asyncio._get_running_loop() is None:
+            return
+        self.warn_async_get = False
+        call = current_call.get()
+        _logger.warning(
+            "A blocking get() in %s, an async actor: it stops the event loop, and with it all other calls of the actor, until the value is "
+            "there. Use `await ref`, or asyncio.gather for several. RAY_WARN_BLOCKING_GET_INSIDE_ASYNC=0 silences this.",
+            "a method" if call is None else call.name,
+        )
 
     def _load(self, entry: Entry | None, places: dict[bytes, Any]) -> Any:
         if entry is None:
@@ -301,7 +318,7 @@ class CoreRuntime:
         what = f", made by {record.display_name}" if record is not None else ""
         return exceptions.GetTimeoutError(
             f"get() waited {timeout_s} s, and {len(missing)} of {len(refs)} objects are not ready; the first is {first}{what}. "
-            "Its task still runs: call get() again, raise the timeout, or shoal.cancel() it."
+            "Nothing was cancelled: call get() again, give it a longer timeout, or end the task with shoal.cancel()."
         )
 
     def wait(self, refs: Sequence[Any], num_returns: int, timeout_s: float | None, fetch_local: bool) -> tuple[list[Any], list[Any]]:

@@ -21,7 +21,7 @@ from .... import exceptions
 from ...serialization import serialize_error, unpickle_function
 from ...wire import messages as m
 from .calls import ActorExit, Call, Caller, CallRunner, current_call
-from .environment import apply_lease_environment
+from .environment import apply_lease_environment, apply_runtime_env
 from .generators import end_of_stream, stream, stream_async
 from .inbound import Inbound
 
@@ -69,6 +69,7 @@ class ActorExecutor:
         spec = self.spec
         runtime = self.inbound.runtime
         runtime.enter_job(spec.job_id)
+        apply_runtime_env(spec.shape.runtime_env)
         apply_lease_environment(dict(spec.shape.resources), message.resource_ids)
         template = m.TaskTemplate(spec.class_id, f"{spec.class_name}.__init__", f"{spec.class_name}.__init__", spec.shape, actor_id=spec.actor_id)
         caller = _ConstructorCaller(spec, template)
@@ -244,6 +245,7 @@ class ActorExecutor:
         groups = {"": self.spec.max_concurrency, **self.spec.concurrency_groups}
         self._semaphores = {group: asyncio.Semaphore(size) for group, size in groups.items()}
         self._stopped = asyncio.Event()
+        self.runner.runtime.warn_async_get = self.runner.runtime.settings.warn_blocking_get_inside_async
         self._start_arrived()
         await self._stopped.wait()
 

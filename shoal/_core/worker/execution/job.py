@@ -9,16 +9,11 @@ from ...wire.messages import JobConfigRecord
 
 
 def apply_job(config: JobConfigRecord) -> None:
-    """Take over what the driver had at ``init``. What the worker itself needs (``SHOAL_`` marks) stays.
+    """Take over what the job asks for; the driver's own environment at ``init`` was inherited through the head.
 
     The import path becomes the driver's, so that a module that the driver could import can be imported here under the same name.
     """
-    kept = {name: value for name, value in os.environ.items() if name.startswith("SHOAL_")}
-    for name in [name for name in os.environ if name not in config.env and name not in kept]:
-        del os.environ[name]
-    for name, value in {**config.env, **kept}.items():
-        if os.environ.get(name) != value:
-            os.environ[name] = value
+    os.environ.update(config.env)
     try:
         os.chdir(config.cwd)
     except OSError as error:

@@ -21,7 +21,7 @@ from ...._base import ids
 from ...serialization import unpickle_function
 from ...wire import messages as m
 from .calls import Call, CallRunner, current_call
-from .environment import apply_lease_environment
+from .environment import apply_lease_environment, apply_runtime_env
 from .generators import end_of_stream, stream
 from .inbound import Inbound
 
@@ -75,6 +75,8 @@ class MainThread:
         if caller.lease_id != self._lease_id:
             self._lease_id = caller.lease_id
             self.inbound.runtime.enter_job(caller.job_id)
+            self.inbound.runtime.name_process(call.name)
+            apply_runtime_env(call.template.shape.runtime_env)
             apply_lease_environment(dict(call.template.shape.resources), caller.resource_ids)
         self.running = call
         template = call.template
