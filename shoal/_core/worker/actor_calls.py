@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
-from ..wire.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, ACTOR_RESTARTING, ActorUpdate, Address, Cause
+from shoal._core.wire.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, ACTOR_RESTARTING, ActorUpdate, Address, Cause
+
 from .records import PUSHED, QUEUED, TaskRecord
 
 
@@ -54,7 +55,7 @@ class ActorCalls:
         #: Free for the shell: the connection to the incarnation.
         self.channel: object = None
 
-    # --- calls -----------------------------------------------------------------------------------------------------------------
+    # --- calls ---------------------------------------------------------------------------------------------
 
     def submit(self, record: TaskRecord) -> None:
         if self.state == ACTOR_DEAD:
@@ -97,7 +98,7 @@ class ActorCalls:
     def finished(self, task_id: bytes) -> TaskRecord | None:
         return self.in_flight.pop(task_id, None)
 
-    # --- the actor's life ----------------------------------------------------------------------------------------------------------
+    # --- the actor's life ----------------------------------------------------------------------------------
 
     def connected(self) -> None:
         self.connected_now = True
@@ -168,7 +169,7 @@ class ActorCalls:
         for record in doomed:
             self.effects.fail_call(record, "ActorDiedError", self.cause)
 
-    # --- looking ---------------------------------------------------------------------------------------------------------------------
+    # --- looking -------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Assert the invariants."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ... import exceptions
-from ..serialization import actor_died, describe_cause, serialize_system_error
-from ..wire.messages import (
+from shoal import exceptions
+from shoal._core.serialization import actor_died, describe_cause, serialize_system_error
+from shoal._core.wire.messages import (
     ACTOR_ALIVE,
     ACTOR_DEAD,
     FAILED,
@@ -26,6 +26,7 @@ from ..wire.messages import (
     SubscribeActor,
     TaskDone,
 )
+
 from .actor_calls import ActorCalls
 from .entries import Entry
 from .peers import Peer
@@ -69,7 +70,7 @@ class Actors:
         #: Actor id -> calls that were answered; user threads compare it with what they submitted (max_pending_calls).
         self.answered: dict[bytes, int] = {}
 
-    # --- creation -----------------------------------------------------------------------------------------------------------------
+    # --- creation ------------------------------------------------------------------------------------------
 
     def create(self, submitted: tuple[ActorSpec, list[bytes], list[bytes], Any]) -> None:
         """``(spec, ids of top-level references, ids of nested ones, future or None)``: register once the arguments are there."""
@@ -143,7 +144,7 @@ class Actors:
         if not self.core.closing:
             self.core.control_store.send(ActorOutOfScope(token.spec.actor_id))
 
-    # --- calls -----------------------------------------------------------------------------------------------------------------------
+    # --- calls ---------------------------------------------------------------------------------------------
 
     def submit(self, submitted: tuple[TaskRecord, list[bytes], list[bytes]]) -> None:
         """``(record, ids of top-level references, ids of nested ones)``."""
@@ -207,7 +208,7 @@ class Actors:
         elif isinstance(calls.channel, Peer):
             calls.channel.send(CancelTask(record.task_id, False, recursive))
 
-    # --- effects of actor calls ------------------------------------------------------------------------------------------------------------
+    # --- effects of actor calls ----------------------------------------------------------------------------
 
     def connect_actor(self, calls: ActorCalls, address: Address) -> None:
         peer = self.core.peers.get(address)
@@ -238,7 +239,7 @@ class Actors:
             return serialize_system_error(exceptions.ActorUnavailableError(text, actor_id.hex()))
         return serialize_system_error(actor_died(cause, actor_id=actor_id.hex(), class_name=name))
 
-    # --- life -----------------------------------------------------------------------------------------------------------------------------------
+    # --- life ----------------------------------------------------------------------------------------------
 
     def on_actor_update(self, _channel: Any, message: ActorUpdate) -> None:
         self._on_update(message)

@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ... import exceptions
-from ..._base.references import ObjectRef
-from ..._base.settings import Settings
-from ..object_store import StoreClient
-from ..serialization import deserialize_error, serialize_system_error
-from ..transport import Connection, Listener, Transport
-from ..wire import messages as m
+from shoal import exceptions
+from shoal._base.references import ObjectRef
+from shoal._base.settings import Settings
+from shoal._core.object_store import StoreClient
+from shoal._core.serialization import deserialize_error, serialize_system_error
+from shoal._core.transport import Connection, Listener, Transport
+from shoal._core.wire import messages as m
+
 from .actors import Actors, ActorToken
 from .entries import Entry
 from .objects import Objects
@@ -27,7 +28,7 @@ from .streams import Streams
 from .tasks import Tasks
 
 if TYPE_CHECKING:
-    from ..._base.runtime import Runtime
+    from shoal._base.runtime import Runtime
 
 
 class ExecutorDoor(Protocol):
@@ -104,7 +105,7 @@ class Core:
         }
         self._from_control_store: dict[type, Callable[[Any, Any], None]] = {m.ActorUpdate: actors.on_actor_update}
 
-    # --- starting and ending ------------------------------------------------------------------------------------------------------
+    # --- starting and ending -------------------------------------------------------------------------------
 
     def attach(self, agent: Connection, address: m.Address, store: StoreClient, listener: Listener) -> None:
         """Use this registered connection to the node agent, and this place where callers arrive."""
@@ -133,7 +134,7 @@ class Core:
             if hasattr(self, name):
                 getattr(self, name).close()
 
-    # --- what the shells need of each other -------------------------------------------------------------------------------------------
+    # --- what the shells need of each other ----------------------------------------------------------------
 
     def flush(self) -> None:
         """Send what gathered during this turn of the loop; called after every batch of messages and of inbox items."""
@@ -186,7 +187,7 @@ class Core:
             return
         print(f"(shoal) Unhandled error (its reference was dropped unread; suppress with RAY_IGNORE_UNHANDLED_ERRORS=1): {error}", file=sys.stderr)
 
-    # --- messages ------------------------------------------------------------------------------------------------------------------------
+    # --- messages ------------------------------------------------------------------------------------------
 
     def accept(self, connection: Connection) -> None:
         """An owner or borrower has connected."""
@@ -271,7 +272,7 @@ class Core:
                 serialize_system_error(exceptions.RaySystemError("The control store's connection is gone: the head process ended."))
             )
 
-    # --- looking -----------------------------------------------------------------------------------------------------------------------------
+    # --- looking -------------------------------------------------------------------------------------------
 
     def entry_released(self, entry: Entry) -> None:
         if isinstance(entry, ActorToken):

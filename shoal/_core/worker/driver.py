@@ -10,9 +10,10 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from ..._base.settings import Settings
-from ..wire import messages as m
-from ..transport import ConnectionLost, RequestFailed
+from shoal._base.settings import Settings
+from shoal._core.transport import ConnectionLost, RequestFailed
+from shoal._core.wire import messages as m
+
 from .io_thread import IoThread, JoinRequest, fresh_worker_id
 from .log_output import LogOutput
 from .runtime import CoreRuntime

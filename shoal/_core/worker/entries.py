@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..wire.messages import FAILED, INLINE, STORED, Address
+from shoal._core.wire.messages import FAILED, INLINE, STORED, Address
 
 if TYPE_CHECKING:
     from .records import TaskRecord

@@ -19,11 +19,12 @@ from typing import Any
 
 import msgspec
 
-from ..._base.ids import WORKER_BYTES
-from ..._base.settings import Settings
-from ..object_store import Arena, StoreClient
-from ..transport import Connection, SocketTransport
-from ..wire import messages as m
+from shoal._base.ids import WORKER_BYTES
+from shoal._base.settings import Settings
+from shoal._core.object_store import Arena, StoreClient
+from shoal._core.transport import Connection, SocketTransport
+from shoal._core.wire import messages as m
+
 from .core import Core
 from .inbox import Inbox
 

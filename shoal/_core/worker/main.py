@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from ..._base import runtime as holder
-from ..wire.messages import JobConfigRecord
+from shoal._base import runtime as holder
+from shoal._core.wire.messages import JobConfigRecord
+
 from .execution.execution import Execution
 from .io_thread import IoThread, JoinRequest
 from .runtime import CoreRuntime

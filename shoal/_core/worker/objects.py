@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ... import exceptions
-from ..serialization import error_named, serialize_system_error
-from ..transport import ConnectionLost, RequestFailed
-from ..wire.messages import (
+from shoal import exceptions
+from shoal._core.serialization import error_named, serialize_system_error
+from shoal._core.transport import ConnectionLost, RequestFailed
+from shoal._core.wire.messages import (
     Ack,
     AddBorrower,
     Address,
@@ -33,6 +33,7 @@ from ..wire.messages import (
     ReportLost,
     Value,
 )
+
 from .entries import FAILED, PENDING, STORED, BorrowedEntry, Entry
 from .ownership import Ownership
 from .waiting import GetOperation, Operation, WaitOperation
@@ -55,7 +56,7 @@ class Objects:
         #: Foreign references that appeared while a task ran and are not registered yet. See ``settle_borrows``.
         self._unregistered: dict[bytes, BorrowedEntry] = {}
 
-    # --- effects of the ownership table ------------------------------------------------------------------------------------------
+    # --- effects of the ownership table --------------------------------------------------------------------
 
     def free_stored(self, object_id: bytes) -> None:
         self._freed.append(object_id)
@@ -84,7 +85,7 @@ class Objects:
             freed, self._freed = self._freed, []
             self.core.agent.send(FreeObjects(freed))
 
-    # --- borrowing ------------------------------------------------------------------------------------------------------------------
+    # --- borrowing -----------------------------------------------------------------------------------------
 
     def _register_now(self, entry: BorrowedEntry) -> asyncio.Future[Any]:
         entry.registering = True
@@ -154,7 +155,7 @@ class Objects:
                 self.complete(entry, FAILED, _error_bytes(error, entry))
             self.core.flush()
 
-    # --- completing -------------------------------------------------------------------------------------------------------------------
+    # --- completing ----------------------------------------------------------------------------------------
 
     def complete(self, entry: Entry, kind: int, data: object, inner: list[Entry] | None = None) -> None:
         """Set an object's value and tell everybody who waits. Iterative: a chain of 10,000 tasks may fail in one go."""
@@ -234,7 +235,7 @@ class Objects:
         else:
             self.core.tasks.recover(entry)
 
-    # --- blocked threads ----------------------------------------------------------------------------------------------------------------
+    # --- blocked threads -----------------------------------------------------------------------------------
 
     def start_get(self, operation: GetOperation) -> None:
         self.operations.append(operation)
@@ -308,7 +309,7 @@ class Objects:
 
         self.core.store.pin([entry.object_id]).add_done_callback(pinned)
 
-    # --- serving borrowers ------------------------------------------------------------------------------------------------------------------
+    # --- serving borrowers ---------------------------------------------------------------------------------
 
     def on_get_object(self, channel: Any, message: GetObject) -> None:
         entry = self.own.entries.get(message.object_id)

@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from ..wire.messages import FAILED, INLINE, STORED, Address, ObjectRefInfo
+from shoal._core.wire.messages import FAILED, INLINE, STORED, Address, ObjectRefInfo
+
 from .entries import PENDING, RELEASED, BorrowedEntry, Entry
 
 
@@ -47,7 +48,7 @@ class Ownership:
         self.entries: dict[bytes, Entry] = {}
         self._releasing: list[Entry] | None = None
 
-    # --- appearing -------------------------------------------------------------------------------------------------------
+    # --- appearing -----------------------------------------------------------------------------------------
 
     def new_owned(self, object_id: bytes, count: int = 1) -> Entry:
         """Add an object that this process makes. Any thread: a dict insertion is one step under the interpreter lock."""
@@ -85,7 +86,7 @@ class Ownership:
             inner.append(entry)
         return inner
 
-    # --- counting ----------------------------------------------------------------------------------------------------------
+    # --- counting ------------------------------------------------------------------------------------------
 
     def ref_dropped(self, object_id: bytes) -> None:
         entry = self.entries.get(object_id)
@@ -138,7 +139,7 @@ class Ownership:
         if entry.lineage <= 0:
             self.settle(entry)
 
-    # --- completing ----------------------------------------------------------------------------------------------------------
+    # --- completing ----------------------------------------------------------------------------------------
 
     def complete(self, entry: Entry, kind: int, data: object, inner: list[Entry] | None = None) -> None:
         """Set the value. If nobody holds the object any more, give it up at once."""
@@ -156,7 +157,7 @@ class Ownership:
         for held in inner or ():
             self.unpin(held)
 
-    # --- releasing -----------------------------------------------------------------------------------------------------------
+    # --- releasing -----------------------------------------------------------------------------------------
 
     def settle(self, entry: Entry) -> None:
         """Free the object if nobody holds it. Iterative, because containers may nest ten thousand deep."""
@@ -203,7 +204,7 @@ class Ownership:
         for held in inner or ():
             self.unpin(held)
 
-    # --- looking ---------------------------------------------------------------------------------------------------------------
+    # --- looking -------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Assert the invariants. O(objects)."""

@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from ..transport import Connection, ConnectionLost, Transport
-from ..wire.messages import Address, DefineTemplate, Message, TaskTemplate
+from shoal._core.transport import Connection, ConnectionLost, Transport
+from shoal._core.wire.messages import Address, DefineTemplate, Message, TaskTemplate
 
 #: Templates remembered per connection before numbering starts again.
 TEMPLATE_LIMIT = 4096

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..wire.messages import TaskTemplate
+from shoal._core.wire.messages import TaskTemplate
 
 if TYPE_CHECKING:
     from .entries import Entry

@@ -19,14 +19,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from ... import exceptions
-from ..._base.ids import ObjectId, TaskIdSource, object_id
-from ..._base.references import ObjectRef, ObjectRefGenerator
-from ..._base.runtime import TaskContext
-from ..._base.settings import Settings
-from ..serialization import Serialized, capture, deserialize, deserialize_error, error_named, serialize, serialize_args
-from ..transport import ConnectionLost, RequestFailed
-from ..wire import messages as m
+from shoal import exceptions
+from shoal._base.ids import ObjectId, TaskIdSource, object_id
+from shoal._base.references import ObjectRef, ObjectRefGenerator
+from shoal._base.runtime import TaskContext
+from shoal._base.settings import Settings
+from shoal._core.serialization import Serialized, capture, deserialize, deserialize_error, error_named, serialize, serialize_args
+from shoal._core.transport import ConnectionLost, RequestFailed
+from shoal._core.wire import messages as m
+
 from .actors import token_id
 from .core import Core
 from .entries import FAILED, INLINE, PENDING, STORED, Entry
@@ -81,7 +82,7 @@ class CoreRuntime:
         self._drop = core.objects.own.ref_dropped
         self._add = self._ref_added_on_loop
 
-    # --- references -----------------------------------------------------------------------------------------------------------------
+    # --- references ----------------------------------------------------------------------------------------
 
     def ref_added(self, object_id: bytes, owner: Any) -> None:
         self._post_later(self._add, (object_id, owner))
@@ -109,7 +110,7 @@ class CoreRuntime:
         else:
             self.core.owner_channel(entry.owner).send(m.PinForever(entry.object_id))
 
-    # --- tasks ------------------------------------------------------------------------------------------------------------------------
+    # --- tasks ---------------------------------------------------------------------------------------------
 
     def export(self, pickled: bytes, function_id: bytes | None = None) -> bytes:
         function_id = function_id or hashlib.sha224(pickled).digest()
@@ -202,7 +203,7 @@ class CoreRuntime:
                 raise ValueError("force=True is not possible for an actor's method: it would end the actor. Use shoal.kill(actor) to do that.")
         self._post(self.core.tasks.cancel, (task_id, force, recursive))
 
-    # --- objects ------------------------------------------------------------------------------------------------------------------------
+    # --- objects -------------------------------------------------------------------------------------------
 
     def put(self, value: Any) -> ObjectRef[Any]:
         self._check_open()
@@ -389,7 +390,7 @@ class CoreRuntime:
         if self._closed:
             raise exceptions.RaySystemError("shoal was shut down in this process. Call shoal.init() to start again.")
 
-    # --- futures ----------------------------------------------------------------------------------------------------------------------------
+    # --- futures -------------------------------------------------------------------------------------------
 
     def object_future(self, ref: ObjectRef[Any]) -> Future[Any]:
         if self._future_thread is None:
@@ -449,7 +450,7 @@ class CoreRuntime:
             if place is not None:
                 self._post(self.core.store.unpin, entry.object_id)
 
-    # --- generators ------------------------------------------------------------------------------------------------------------------------------
+    # --- generators ----------------------------------------------------------------------------------------
 
     def generator_next(self, task_id: bytes, index: int, timeout_s: float | None) -> ObjectRef[Any] | None:
         if self.core.streams.ready(task_id, index):
@@ -477,7 +478,7 @@ class CoreRuntime:
     def generator_dropped(self, task_id: bytes) -> None:
         self._post_later(self.core.streams.dropped, task_id)
 
-    # --- actors -------------------------------------------------------------------------------------------------------------------------------------
+    # --- actors --------------------------------------------------------------------------------------------
 
     def create_actor(self, spec: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._check_open()
@@ -519,7 +520,7 @@ class CoreRuntime:
         call = current_call.get()
         return call is not None and call.cancelled
 
-    # --- requests ------------------------------------------------------------------------------------------------------------------------------------
+    # --- requests ------------------------------------------------------------------------------------------
 
     def request_control_store(self, message: Any, timeout_s: float | None = None) -> Any:
         return self._request(lambda: self.core.control_store.request(message), timeout_s)
@@ -593,7 +594,7 @@ class CoreRuntime:
         named = error_named(error.kind, error.message)
         return named if isinstance(named, Exception) else exceptions.RaySystemError(error.message)
 
-    # --- inside a worker ----------------------------------------------------------------------------------------------------------------------------------
+    # --- inside a worker -----------------------------------------------------------------------------------
 
     def task_context(self) -> TaskContext | None:
         if self.execution is None:
@@ -663,7 +664,7 @@ class CoreRuntime:
         await core.close()
         await asyncio.sleep(0.005)
 
-    # --- the end ----------------------------------------------------------------------------------------------------------------------------------------------
+    # --- the end -------------------------------------------------------------------------------------------
 
     def shutdown(self) -> None:
         with self._shut:

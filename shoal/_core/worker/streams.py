@@ -11,10 +11,11 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from ..._base.ids import TaskId, object_id
-from ..._base.references import DynamicObjectRefGenerator
-from ..serialization import serialize
-from ..wire.messages import FAILED, INLINE, STORED, GeneratorConsumed, GeneratorItem
+from shoal._base.ids import TaskId, object_id
+from shoal._base.references import DynamicObjectRefGenerator
+from shoal._core.serialization import serialize
+from shoal._core.wire.messages import FAILED, INLINE, STORED, GeneratorConsumed, GeneratorItem
+
 from .entries import Entry
 from .records import FINISHED, TaskRecord
 
@@ -73,7 +74,7 @@ class Streams:
         stream = record.generator = self.by_task[record.task_id] = Stream(record)
         return stream
 
-    # --- I/O thread ----------------------------------------------------------------------------------------------------------------
+    # --- I/O thread ----------------------------------------------------------------------------------------
 
     def on_item(self, channel: Any, message: GeneratorItem) -> None:
         stream = self.by_task.get(message.task_id)
@@ -211,7 +212,7 @@ class Streams:
         stream.items.clear()
         self.by_task.pop(record.task_id, None)
 
-    # --- any thread ----------------------------------------------------------------------------------------------------------------------
+    # --- any thread ----------------------------------------------------------------------------------------
 
     def next(self, task_id: bytes, index: int, timeout_s: float | None) -> Any:
         """Return the reference of item ``index``; None at the end. Raises TimeoutError."""

@@ -17,8 +17,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
 
-from ..._base.settings import Settings
-from ..wire.messages import Address, LeaseGranted, Shape
+from shoal._base.settings import Settings
+from shoal._core.wire.messages import Address, LeaseGranted, Shape
+
 from .records import PUSHED, QUEUED, TaskRecord
 
 #: A worker that answered nothing for this long has its queued tasks taken back.
@@ -96,7 +97,7 @@ class Submission:
         self.queues: dict[Shape, ShapeQueue] = {}
         self.leases: dict[int, Lease] = {}
 
-    # --- tasks ---------------------------------------------------------------------------------------------------------------
+    # --- tasks ---------------------------------------------------------------------------------------------
 
     def enqueue(self, record: TaskRecord, *, front: bool = False) -> ShapeQueue:
         """Add a task whose dependencies are ready. The caller pumps the queue it returns, once for a batch."""
@@ -166,7 +167,7 @@ class Submission:
         while len(queue.requests) > len(queue.ready):
             self.effects.cancel_lease_request(queue.requests.pop())
 
-    # --- leases ----------------------------------------------------------------------------------------------------------------
+    # --- leases --------------------------------------------------------------------------------------------
 
     def granted(self, shape: Shape, request: int, grant: LeaseGranted, now: float) -> Lease:
         """A lease came; it may come after its request was cancelled."""
@@ -272,7 +273,7 @@ class Submission:
         if not queue.ready and not queue.leases and not queue.requests and self.queues.get(queue.shape) is queue:
             del self.queues[queue.shape]
 
-    # --- looking -----------------------------------------------------------------------------------------------------------------
+    # --- looking -------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Assert the invariants. O(tasks in flight)."""

@@ -13,10 +13,10 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ... import exceptions
-from ..serialization import describe_cause, error_named, serialize_system_error, worker_crashed
-from ..transport import RequestFailed
-from ..wire.messages import (
+from shoal import exceptions
+from shoal._core.serialization import describe_cause, error_named, serialize_system_error, worker_crashed
+from shoal._core.transport import RequestFailed
+from shoal._core.wire.messages import (
     FAILED,
     LOST,
     AskHandBack,
@@ -38,6 +38,7 @@ from ..wire.messages import (
     Value,
     WorkerDied,
 )
+
 from .entries import INLINE, PENDING, RELEASED, STORED, BorrowedEntry, Entry
 from .lineage import Lineage
 from .peers import Peer
@@ -69,7 +70,7 @@ class Tasks:
         self._warned: set[str] = set()
         self.finished_count = 0
 
-    # --- submission --------------------------------------------------------------------------------------------------------------
+    # --- submission ----------------------------------------------------------------------------------------
 
     def submit(self, submitted: tuple[TaskRecord, list[bytes], list[bytes]]) -> None:
         """A user thread has made a record: ``(record, ids of top-level references, ids of nested references)``."""
@@ -145,7 +146,7 @@ class Tasks:
             self._ticking = True
             self.core.loop.call_later(TICK_S, self._tick)
 
-    # --- effects of submission -------------------------------------------------------------------------------------------------------
+    # --- effects of submission -----------------------------------------------------------------------------
 
     def request_lease(self, shape: Shape, backlog: int, name: str, retriable: bool) -> int:
         self._next_request += 1
@@ -221,7 +222,7 @@ class Tasks:
         peer: Any = lease.channel
         peer.send(AskHandBack(lease.id))
 
-    # --- messages from the node agent and from workers --------------------------------------------------------------------------------
+    # --- messages from the node agent and from workers -----------------------------------------------------
 
     def on_lease_wanted(self, _channel: Any, message: LeaseWanted) -> None:
         self.submission.wanted(message.lease_id)
@@ -316,7 +317,7 @@ class Tasks:
         queue = self.submission.enqueue(record, front=True)
         self._dirty[queue.shape] = queue
 
-    # --- the end of a task -----------------------------------------------------------------------------------------------------------------
+    # --- the end of a task ---------------------------------------------------------------------------------
 
     def finish(self, record: TaskRecord, message: TaskDone) -> None:
         """The executor's reply."""
@@ -414,7 +415,7 @@ class Tasks:
         ):
             self.lineage.drop(record)
 
-    # --- recovery ------------------------------------------------------------------------------------------------------------------------------
+    # --- recovery ------------------------------------------------------------------------------------------
 
     def _argument_lost(self, record: TaskRecord, value: Value) -> None:
         lost = {info.object_id for info in value.refs}
@@ -479,7 +480,7 @@ class Tasks:
         error = exceptions.ObjectReconstructionFailedError(hexid, reason, text)
         self.core.objects.complete(entry, FAILED, serialize_system_error(error))
 
-    # --- cancellation ----------------------------------------------------------------------------------------------------------------------------
+    # --- cancellation --------------------------------------------------------------------------------------
 
     def cancel(self, asked: tuple[bytes, bool, bool]) -> None:
         """``(task id, force, recursive)``: the task never starts, or is interrupted, or its worker is killed."""
@@ -528,7 +529,7 @@ class Tasks:
         text = f"Task {record.display_name} (id {record.task_id.hex()}) was cancelled."
         return serialize_system_error(exceptions.TaskCancelledError(record.task_id.hex(), text))
 
-    # --- the end of this process ---------------------------------------------------------------------------------------------------------------------
+    # --- the end of this process ---------------------------------------------------------------------------
 
     def fail_all(self, error: bytes) -> None:
         """The node agent is gone: nothing will be answered any more."""

@@ -17,9 +17,10 @@ from collections import deque
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from .... import exceptions
-from ...serialization import serialize_error, unpickle_function
-from ...wire import messages as m
+from shoal import exceptions
+from shoal._core.serialization import serialize_error, unpickle_function
+from shoal._core.wire import messages as m
+
 from .calls import ActorExit, Call, Caller, CallRunner, current_call
 from .environment import apply_lease_environment, apply_runtime_env
 from .generators import end_of_stream, stream, stream_async
@@ -63,7 +64,7 @@ class ActorExecutor:
         inbound.actor = self
         self._started(message, None)
 
-    # --- creation ---------------------------------------------------------------------------------------------------------------------
+    # --- creation ------------------------------------------------------------------------------------------
 
     def _create(self, message: m.BecomeActor) -> None:
         spec = self.spec
@@ -98,7 +99,7 @@ class ActorExecutor:
         reply = m.ActorStarted(message.rid, self.inbound.core.me if cause is None else None, cause)
         self.inbound.inbox.post(self.inbound.core.agent.send, reply)
 
-    # --- arrival (I/O thread) --------------------------------------------------------------------------------------------------------------
+    # --- arrival (I/O thread) ------------------------------------------------------------------------------
 
     def submit(self, calls: list[Call]) -> None:
         """Calls arrived, in order."""
@@ -146,7 +147,7 @@ class ActorExecutor:
             threading.Event().wait(0.01)
         self.main.leave(self._leaving or cause)
 
-    # --- running -------------------------------------------------------------------------------------------------------------------------------
+    # --- running -------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Serve on the main thread for ever."""
@@ -239,7 +240,7 @@ class ActorExecutor:
         error.__traceback__ = None
         self.runner.reply(call, [value], [], retry=retry)
 
-    # --- asyncio -----------------------------------------------------------------------------------------------------------------------------------
+    # --- asyncio -------------------------------------------------------------------------------------------
 
     async def _serve_async(self) -> None:
         groups = {"": self.spec.max_concurrency, **self.spec.concurrency_groups}
@@ -302,7 +303,7 @@ class ActorExecutor:
         if self._leaving is not None and self._active == 0 and not self._arrived and self._stopped is not None:
             self._stopped.set()
 
-    # --- leaving ---------------------------------------------------------------------------------------------------------------------------------------
+    # --- leaving -------------------------------------------------------------------------------------------
 
     def on_user_error(self, call: Call, error: BaseException) -> bool:
         """``exit_actor`` and ``sys.exit`` end the actor; the call gets no reply, its caller reads why the actor ended."""

@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ...._base import ids
-from ...._base.runtime import TaskContext
-from .... import exceptions
-from ...serialization import deserialize, deserialize_args, serialize, serialize_error, serialize_system_error
-from ...transport import Connection
-from ...wire.messages import FAILED, INLINE, LOST, STORED, Address, ObjectRefInfo, PushTask, TaskDone, TaskTemplate, Value
+from shoal import exceptions
+from shoal._base import ids
+from shoal._base.runtime import TaskContext
+from shoal._core.serialization import deserialize, deserialize_args, serialize, serialize_error, serialize_system_error
+from shoal._core.transport import Connection
+from shoal._core.wire.messages import FAILED, INLINE, LOST, STORED, Address, ObjectRefInfo, PushTask, TaskDone, TaskTemplate, Value
 
 if TYPE_CHECKING:
     from .inbound import Inbound
@@ -92,7 +92,7 @@ class CallRunner:
         self.runtime = inbound.runtime
         self.inline_limit = inbound.core.settings.inline_limit_bytes
 
-    # --- in -----------------------------------------------------------------------------------------------------------------------
+    # --- in ------------------------------------------------------------------------------------------------
 
     def arguments(self, call: Call) -> tuple[list[Any], dict[str, Any]]:
         """Return the call's arguments; blocks until stored ones are readable here.
@@ -144,7 +144,7 @@ class CallRunner:
             if place is not None:
                 self.inbound.inbox.post(self.core.store.unpin, object_id)
 
-    # --- out ----------------------------------------------------------------------------------------------------------------------
+    # --- out -----------------------------------------------------------------------------------------------
 
     def store_value(self, object_id: bytes, value: Any, owner: Address) -> tuple[Value, list[Any]]:
         """Serialize one result; blocks while the object store is full. Returns the value and the references inside it."""

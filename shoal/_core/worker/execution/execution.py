@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...wire.messages import BecomeActor, WorkerBlocked, WorkerUnblocked
+from shoal._core.wire.messages import BecomeActor, WorkerBlocked, WorkerUnblocked
+
 from .actors import ActorExecutor
 from .calls import Call, CallRunner
 from .inbound import Inbound
 from .tasks import MainThread
 
 if TYPE_CHECKING:
-    from ..core import Core
-    from ..inbox import Inbox
-    from ..runtime import CoreRuntime
+    from shoal._core.worker.core import Core
+    from shoal._core.worker.inbox import Inbox
+    from shoal._core.worker.runtime import CoreRuntime
 
 
 class Execution:

@@ -11,9 +11,10 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from ...._base import ids
-from ...serialization import serialize
-from ...wire.messages import INLINE, GeneratorItem, Value
+from shoal._base import ids
+from shoal._core.serialization import serialize
+from shoal._core.wire.messages import INLINE, GeneratorItem, Value
+
 from .calls import Call, CallRunner
 
 

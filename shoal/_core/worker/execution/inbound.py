@@ -11,17 +11,18 @@ import os
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from ...serialization import serialize_system_error
-from ...transport import Connection, RequestFailed
-from ...wire import messages as m
-from .... import exceptions
+from shoal import exceptions
+from shoal._core.serialization import serialize_system_error
+from shoal._core.transport import Connection, RequestFailed
+from shoal._core.wire import messages as m
+
 from .calls import Call, Caller, cancelled_before_start
 from .generators import StreamGate
 
 if TYPE_CHECKING:
-    from ..core import Core
-    from ..inbox import Inbox
-    from ..runtime import CoreRuntime
+    from shoal._core.worker.core import Core
+    from shoal._core.worker.inbox import Inbox
+    from shoal._core.worker.runtime import CoreRuntime
 
 
 class Inbound:
@@ -52,7 +53,7 @@ class Inbound:
         #: The running task waits inside get or wait: what arrives now is handed back at once.
         self.blocked = False
 
-    # --- messages of owners --------------------------------------------------------------------------------------------------------
+    # --- messages of owners --------------------------------------------------------------------------------
 
     def on_message(self, connection: Connection, message: m.Message) -> bool:
         kind = type(message)
@@ -178,7 +179,7 @@ class Inbound:
     def _owned_tasks(self) -> Any:
         return _OwnedTasks(self.core)
 
-    # --- messages of the node agent ---------------------------------------------------------------------------------------------------
+    # --- messages of the node agent ------------------------------------------------------------------------
 
     def on_agent_message(self, message: m.Message) -> bool:
         if isinstance(message, m.BecomeActor):
@@ -204,7 +205,7 @@ class Inbound:
         else:
             self.queue.put(lambda: self.main.leave(cause))
 
-    # --- replies -------------------------------------------------------------------------------------------------------------------------
+    # --- replies -------------------------------------------------------------------------------------------
 
     def send_reply(self, reply: tuple[Call, m.TaskDone, list[list[Any]]]) -> None:
         call, done, refs = reply

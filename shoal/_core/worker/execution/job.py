@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from ...wire.messages import JobConfigRecord
+from shoal._core.wire.messages import JobConfigRecord
 
 
 def apply_job(config: JobConfigRecord) -> None:
@@ -20,6 +20,6 @@ def apply_job(config: JobConfigRecord) -> None:
         print(f"The driver's working directory {config.cwd} cannot be entered here: {error}. Tasks run in {os.getcwd()}.", file=sys.stderr)
     sys.path[:] = config.sys_path + [entry for entry in sys.path if entry not in config.sys_path]
     if config.logging:
-        from ...._base.log_config import LoggingConfig
+        from shoal._base.log_config import LoggingConfig
 
         LoggingConfig.from_json(config.logging).apply()

@@ -17,9 +17,10 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from ...._base import ids
-from ...serialization import unpickle_function
-from ...wire import messages as m
+from shoal._base import ids
+from shoal._core.serialization import unpickle_function
+from shoal._core.wire import messages as m
+
 from .calls import Call, CallRunner, current_call
 from .environment import apply_lease_environment, apply_runtime_env
 from .generators import end_of_stream, stream
@@ -63,7 +64,7 @@ class MainThread:
             if self._actor is not None:
                 self._actor.run()
 
-    # --- tasks ----------------------------------------------------------------------------------------------------------------------
+    # --- tasks ---------------------------------------------------------------------------------------------
 
     def _run_call(self, call: Call) -> None:
         if call.cancelled:
@@ -158,7 +159,7 @@ class MainThread:
             return True
         return False
 
-    # --- cancellation -----------------------------------------------------------------------------------------------------------------
+    # --- cancellation --------------------------------------------------------------------------------------
 
     def cancel(self, call: Call) -> None:
         """I/O thread: interrupt the call if it runs, else take it out of the queue."""
@@ -177,7 +178,7 @@ class MainThread:
             raise KeyboardInterrupt
         # Between two steps of the runner; the function's wrapper looks at ``call.cancelled``.
 
-    # --- the other ends ------------------------------------------------------------------------------------------------------------------
+    # --- the other ends ------------------------------------------------------------------------------------
 
     def become_actor(self, message: m.BecomeActor) -> None:
         """Create the instance; from then on the process serves one actor."""
