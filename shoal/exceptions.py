@@ -187,7 +187,8 @@ class ActorDiedError(RayActorError):
         text = cause if isinstance(cause, str) else None
         if isinstance(cause, RayTaskError):
             actor_id, actor_init_failed = actor_id or vars(cause).get("_actor_id"), True
-            text = f"The actor died because its __init__ raised, so it has no methods to call. Correct __init__ or its arguments, and make a new one:\n{cause}"
+            advice = "Correct __init__ or its arguments, and make a new one:"
+            text = f"The actor died because its __init__ raised, so it has no methods to call. {advice}\n{cause}"
         elif isinstance(cause, BaseException):
             text = f"{self._text}\n{type(cause).__name__}: {cause}"
         super().__init__(actor_id, text, actor_init_failed, preempted)

@@ -82,7 +82,8 @@ class ObjectRef(Generic[T]):
 
     def __iter__(self) -> Iterator[Any]:
         raise TypeError(
-            "An ObjectRef is one reference and cannot be iterated over. Use shoal.get(ref) for its value, or num_returns=N for N references."
+            "An ObjectRef is one reference and cannot be iterated over. "
+            "Use shoal.get(ref) for its value, or num_returns=N for N references."
         )
 
     def __eq__(self, other: object) -> bool:

@@ -1,6 +1,7 @@
 """Actors as a caller's I/O thread sees them: creation, subscription, calls, handles.
 
-Decides nothing about order and retries (``actor_calls.py``). The control store places and restarts actors; calls go straight to the actor's process.
+Decides nothing about order and retries (``actor_calls.py``). The control store places and restarts actors; calls go straight to
+the actor's process.
 """
 
 from __future__ import annotations
@@ -106,6 +107,8 @@ class Actors:
                 entry.seen = True
                 cause = Cause("init_failed", "An argument of its constructor could not be computed.", error=entry.data)
                 self._on_update(ActorUpdate(spec.actor_id, ACTOR_DEAD, cause=cause))
+                if future is not None:
+                    future.set_result(None)
                 return
         spec.deps = [
             Dep(entry.object_id, entry.owner or self.core.me, entry.data if entry.kind == INLINE else None) for entry in deps

@@ -3,8 +3,9 @@
     any thread: post(fn, arg) -> deque.append, and one eventfd write if nobody has written since the last drain
     I/O thread: the loop sees the eventfd, clears the flag, calls fn(arg) for everything queued, then ``on_drained`` once
 
-Order is kept across all threads' own posts. ``post_later`` is for reference counts: it may run in ``__del__``, inside any lock, so it appends and at
-most writes to the eventfd; the I/O thread then waits ``LATER_S`` so that a loop of put and delete costs one wake-up per 5 ms, not one per object.
+Order is kept across all threads' own posts. ``post_later`` is for reference counts: it may run in ``__del__``, inside any lock,
+so it appends and at most writes to the eventfd; the I/O thread then waits ``LATER_S`` so that a loop of put and delete costs one
+wake-up per 5 ms, not one per object.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     serve -> what callers and the node agent sent meanwhile is delivered, and from now on at once
     stop  -> close connections, stop the loop, join the thread
 
-From the moment it is registered a worker may be leased and called, but it can run nothing before its execution part stands: so it listens first, and
-holds what comes until ``serve``.
+From the moment it is registered a worker may be leased and called, but it can run nothing before its execution part stands: so it
+listens first, and holds what comes until ``serve``.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 Owns: the finished records whose stored results may still be needed, oldest first, bounded in bytes.
 Must not know: how tasks run. Called by ``tasks.py`` on the I/O thread.
 
-A result that travelled inline cannot get lost while its owner lives, so only tasks with a stored result are kept. Their stored arguments that we own are
-held by lineage (the value may go, the record that makes it stays); inline and foreign ones by their value.
+A result that travelled inline cannot get lost while its owner lives, so only tasks with a stored result are kept. Their stored
+arguments that we own are held by lineage (the value may go, the record that makes it stays); inline and foreign ones by their
+value.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Connections from this process to other drivers and workers, one per process, opened on first use.
 
-A ``Peer`` can be sent to before its connection stands: messages wait. When a connection cannot be made or is lost, the peer is forgotten, its
-requests fail with ``ConnectionLost``, and ``on_lost`` is told once.
+A ``Peer`` can be sent to before its connection stands: messages wait. When a connection cannot be made or is lost, the peer is
+forgotten, its requests fail with ``ConnectionLost``, and ``on_lost`` is told once.
 """
 
 from __future__ import annotations

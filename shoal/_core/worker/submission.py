@@ -7,8 +7,9 @@ Must not know: sockets, threads, clocks (``now`` is passed in), objects. The she
     reply      -> the duration estimate of the shape moves, pump again
     idle lease -> kept for ``lease_linger_s``, then returned; at once when the node agent says that others wait
 
-Depth: about ``pipeline_s`` seconds of work are kept queued on a leased worker, judged by the recent duration of that shape; one task when tasks
-are long. A round trip costs about 100 microseconds, so without depth a worker with 20-microsecond tasks would idle four fifths of its time.
+Depth: about ``pipeline_s`` seconds of work are kept queued on a leased worker, judged by the recent duration of that shape; one
+task when tasks are long. A round trip costs about 100 microseconds, so without depth a worker with 20-microsecond tasks would
+idle four fifths of its time.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Lease:
     """The right to push tasks of one shape to one worker."""
 
     __slots__ = (
-        "asked_back", "channel", "dead", "id", "idle_since", "in_flight", "last_progress", "pid", "queue", "resource_ids", "wanted", "worker",
+        "asked_back", "channel", "dead", "id", "idle_since", "in_flight", "last_progress", "pid", "queue", "resource_ids", "wanted",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, grant: LeaseGranted, queue: ShapeQueue, now: float) -> None:

@@ -280,11 +280,10 @@ class Tasks:
             self.core.agent.send(ReturnLease(lease.id, worker_failed=True))
         started = cause.started if cause is not None else b""
         order = [record.task_id for record in records]
+        maybe_run = len(records)
         if started:
             maybe_run = order.index(started) + 1 if started in order else 0
-        else:
-            maybe_run = len(records)
-        for record in records[maybe_run:]:
+        for record in reversed(records[maybe_run:]):
             self._requeue(record)
         for record in records[:maybe_run]:
             self._lost_with_worker(record, cause or Cause("worker_exit", "Its connection was lost."))

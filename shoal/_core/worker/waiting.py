@@ -1,7 +1,8 @@
 """What a blocked user thread waits for.
 
-The thread makes an operation, posts it to the I/O thread and blocks on its lock; the I/O thread tells the operation about every object that completes
-and releases the lock once. One operation per blocked thread, so telling all of them costs nothing that grows with the number of objects.
+The thread makes an operation, posts it to the I/O thread and blocks on its lock; the I/O thread tells the operation about every
+object that completes and releases the lock once. One operation per blocked thread, so telling all of them costs nothing that
+grows with the number of objects.
 """
 
 from __future__ import annotations

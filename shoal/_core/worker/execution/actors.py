@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections import deque
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +45,12 @@ class ActorExecutor:
         self._pools: dict[str, SimpleQueue[Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._semaphores: dict[str, asyncio.Semaphore] = {}
+        #: asyncio keeps only weak references to tasks.
+        self._tasks: set[asyncio.Task[None]] = set()
         self._arrived: deque[Call] = deque()
         self._arrival_scheduled = False
         self._active = 0
         self._stopped: asyncio.Event | None = None
-        self._early: list[Call] = []
         try:
             self._create(message)
         except BaseException as error:  # the boundary of user code
@@ -176,8 +178,7 @@ class ActorExecutor:
             self._run_sync(call)
             call = None
             if self._leaving is not None:
-                cause = self._leaving
-                self.inbound.queue.put(lambda: self.main.leave(cause))
+                self.inbound.queue.put(partial(self.main.leave, self._leaving))
 
     def method(self, name: str) -> Any:
         """Return the bound method; built-in ones included."""
@@ -261,10 +262,14 @@ class ActorExecutor:
                 self.inbound.refuse(call, self._unknown_group(call.template.concurrency_group))
                 continue
             self._active += 1
-            call.async_task = self._loop.create_task(self._run_async(call, semaphore))
+            task = self._loop.create_task(self._run_async(call, semaphore))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _run_async(self, call: Call, semaphore: asyncio.Semaphore) -> None:
         current_call.set(call)
+        # Known to ``cancel`` only from here on: a task cancelled before its first step would never run, and its call never be answered.
+        call.async_task = asyncio.current_task()
         try:
             if call.cancelled:
                 self.runner.give_back(call)
@@ -273,6 +278,7 @@ class ActorExecutor:
             async with semaphore:
                 await self._invoke_async(call)
         except BaseException as error:  # the boundary of user code
+            self.runner.give_back(call)
             self._fail(call, error)
         finally:
             self._active -= 1

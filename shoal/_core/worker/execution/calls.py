@@ -1,6 +1,7 @@
 """One call on its way through a worker: arguments in, function run, reply out.
 
-A ``Call`` is made on the I/O thread when it is pushed, run on whatever thread or asyncio task the executor chooses, and replied to on the I/O thread.
+A ``Call`` is made on the I/O thread when it is pushed, run on whatever thread or asyncio task the executor chooses, and replied
+to on the I/O thread.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ class ArgumentLost(Exception):
 class Call:
     """One pushed task or actor call."""
 
-    __slots__ = ("async_task", "cancelled", "caller", "error", "places", "ready", "started_at", "task", "template", "resource_ids", "placement_group", "stream_gate")  # fmt: skip
+    __slots__ = (
+        "async_task", "caller", "cancelled", "error", "places", "placement_group", "ready", "resource_ids", "started_at", "stream_gate",
+        "task", "template",
+    )  # fmt: skip
 
     def __init__(self, caller: Caller, task: PushTask) -> None:
         self.caller = caller

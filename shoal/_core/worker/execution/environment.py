@@ -7,7 +7,13 @@ import os
 import sys
 
 #: Resource -> variable that tells its libraries which devices are theirs.
-VISIBLE_DEVICES = {"GPU": "CUDA_VISIBLE_DEVICES", "TPU": "TPU_VISIBLE_CHIPS", "neuron_cores": "NEURON_RT_VISIBLE_CORES", "HPU": "HABANA_VISIBLE_MODULES", "NPU": "ASCEND_RT_VISIBLE_DEVICES"}  # fmt: skip
+VISIBLE_DEVICES = {
+    "GPU": "CUDA_VISIBLE_DEVICES",
+    "TPU": "TPU_VISIBLE_CHIPS",
+    "neuron_cores": "NEURON_RT_VISIBLE_CORES",
+    "HPU": "HABANA_VISIBLE_MODULES",
+    "NPU": "ASCEND_RT_VISIBLE_DEVICES",
+}
 #: Set here, so ours to change; a value that came with the job's environment is the user's.
 _ours: set[str] = set()
 _applied_env = ""
@@ -29,9 +35,9 @@ def apply_runtime_env(runtime_env: str) -> None:
 
 def _visible(variable: str, devices: list[int]) -> str:
     """Name the assigned devices as their libraries know them: the head itself may have been given only some of the machine's."""
-    offered = [part.strip() for part in os.environ.get(variable, "").split(",") if part.strip()] if variable not in _ours else _offered.get(variable, [])
     if variable not in _ours:
-        _offered[variable] = offered
+        _offered[variable] = [part.strip() for part in os.environ.get(variable, "").split(",") if part.strip()]
+    offered = _offered[variable]
     return ",".join(offered[device] if device < len(offered) else str(device) for device in devices)
 
 
@@ -42,8 +48,8 @@ _offered: dict[str, list[str]] = {}
 def apply_lease_environment(resources: dict[str, int], resource_ids: dict[str, list[int]]) -> None:
     """Set what the code of this lease must see. Amounts are fixed-point, 1/10000.
 
-    ``OMP_NUM_THREADS`` becomes the number of CPUs unless the user has set it. Device variables are set to the assigned devices and left alone
-    when none are assigned, so that a task without GPUs still sees what the machine offers.
+    ``OMP_NUM_THREADS`` becomes the number of CPUs unless the user has set it. Device variables are set to the assigned devices and
+    left alone when none are assigned, so that a task without GPUs still sees what the machine offers.
     """
     if "OMP_NUM_THREADS" not in os.environ or "OMP_NUM_THREADS" in _ours:
         _ours.add("OMP_NUM_THREADS")

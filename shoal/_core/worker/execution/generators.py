@@ -1,7 +1,7 @@
 """Streaming results: each yielded value becomes an object of the caller's at once.
 
-The producer pauses when ``backpressure`` yielded items are not yet consumed (GeneratorConsumed counts them). An exception ends the stream: it is the
-reply's error, which the owner shows as one more item.
+The producer pauses when ``backpressure`` yielded items are not yet consumed (GeneratorConsumed counts them). An exception ends
+the stream: it is the reply's error, which the owner shows as one more item.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs tasks on the worker's main thread, one at a time.
 
-The main thread is where user code expects to be: signals reach it, so a cancel is a real SIGINT that ends ``time.sleep`` and blocking system calls,
-and libraries that insist on the main thread work.
+The main thread is where user code expects to be: signals reach it, so a cancel is a real SIGINT that ends ``time.sleep`` and
+blocking system calls, and libraries that insist on the main thread work.
 """
 
 from __future__ import annotations
