@@ -10,7 +10,7 @@ import pytest
 
 import shoal
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(60)]
 
 LOCK = threading.Lock()
 
@@ -136,6 +136,15 @@ def test_more_cpus_than_there_are(capfd):
     assert "needs 64 CPUs; the largest node has 2" in shown
     assert "num_cpus<=2" in shown
     shoal.cancel(ref)
+
+
+def test_more_cpus_than_there_are_for_an_actor(capfd):
+    shop = Shop.options(num_cpus=32).remote()
+    with pytest.raises(shoal.exceptions.GetTimeoutError):
+        shoal.get(shop.sales.remote(), timeout=1)
+    shown = capfd.readouterr().err
+    assert "Actor Shop needs 32 CPUs; the largest node has 2" in shown
+    assert "num_cpus<=2" in shown
 
 
 def test_constructor_that_raises():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from shoal._base.ids import JOB_BYTES
+from shoal._core.scheduling.strategies import freeze
 from shoal._core.transport.connection import Connection
 from shoal._core.transport.errors import RequestFailed
 from shoal._core.wire.messages import (
@@ -27,6 +28,7 @@ from shoal._core.wire.messages import (
     GetActor,
     GetNamedActor,
     KillActor,
+    LeaseInfeasible,
     ListNamedActors,
     Message,
     NamedActor,
@@ -88,7 +90,7 @@ class ActorService:
             outbox.fail(session.connection, message.rid, "RuntimeError", text)
             return
         try:
-            instructions = self._core.actors.create(spec)
+            instructions = self._core.actors.create(spec, message.failed)
         except NameTaken:
             text = f"The name {spec.name!r} is already taken in namespace {spec.namespace!r}. Use get_if_exists=True or another name."
             outbox.fail(session.connection, message.rid, "ActorAlreadyExistsError", text)
@@ -98,6 +100,9 @@ class ActorService:
             expected.discard(spec.actor_id)
         outbox.send(session.connection, Ack(message.rid))
         self._core.perform(instructions)
+        why = self._core.placement.why_infeasible(freeze(spec.shape))
+        if why:
+            outbox.send(session.connection, LeaseInfeasible(0, why))
 
     def _kill(self, session: Session, message: KillActor) -> None:
         self._core.perform(self._core.actors.kill(message.actor_id, no_restart=message.no_restart))

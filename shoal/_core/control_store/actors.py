@@ -76,8 +76,11 @@ class ActorTable:
 
     # --- the user's wishes
 
-    def create(self, spec: ActorSpec) -> list[Instruction]:
-        """Accept a new actor, or raise NameTaken and change nothing. The same actor twice is one actor (a repeated request)."""
+    def create(self, spec: ActorSpec, failed: Cause | None = None) -> list[Instruction]:
+        """Accept a new actor, or raise NameTaken and change nothing. The same actor twice is one actor (a repeated request).
+
+        ``failed``: it cannot start, and is dead at once.
+        """
         if spec.actor_id in self._actors:
             return []
         if spec.name and (spec.namespace, spec.name) in self._index.names:
@@ -87,7 +90,9 @@ class ActorTable:
         row = Change(ACTOR_SPECS, spec.actor_id, encode(spec))
         unwanted = self._unwanted.pop(spec.actor_id, None)
         if unwanted is not None and not (spec.detached and unwanted.kind == "out_of_scope"):
-            return [row, *self._end([actor], unwanted)]
+            return [row, *self._end([actor], failed or unwanted)]
+        if failed is not None:
+            return [row, *self._end([actor], failed)]
         return [row, self._save(actor), AnnounceActor(actor.update()), PlaceActor(spec.actor_id)]
 
     def kill(self, actor_id: bytes, *, no_restart: bool) -> list[Instruction]:

@@ -634,6 +634,8 @@ class CreateActor(Message, tag=110):
 
     rid: int
     spec: ActorSpec
+    #: Given: it is dead from the start (an argument of its constructor failed), so that every holder of a handle learns why.
+    failed: Cause | None = None
 
 
 ACTOR_PENDING, ACTOR_ALIVE, ACTOR_RESTARTING, ACTOR_DEAD = "PENDING", "ALIVE", "RESTARTING", "DEAD"

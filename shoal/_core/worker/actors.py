@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shoal import exceptions
+from shoal._base.ids import ACTOR_BYTES, OBJECT_BYTES
 from shoal._core.serialization import actor_died, describe_cause, serialize_system_error
 from shoal._core.wire.messages import (
     ACTOR_ALIVE,
@@ -26,6 +27,7 @@ from shoal._core.wire.messages import (
     Dep,
     SubscribeActor,
     TaskDone,
+    UnsubscribeActor,
 )
 
 from .actor_calls import ActorCalls
@@ -54,7 +56,10 @@ class ActorToken(Entry):
 
 def token_id(actor_id: bytes) -> bytes:
     """Return the object id under which handles of the actor are counted."""
-    return actor_id + b"\xff" * 12
+    return actor_id + _TOKEN_SUFFIX
+
+
+_TOKEN_SUFFIX = b"\xff" * (OBJECT_BYTES - ACTOR_BYTES)
 
 
 class Actors:
@@ -106,15 +111,19 @@ class Actors:
             if entry.kind == FAILED:
                 entry.seen = True
                 cause = Cause("init_failed", "An argument of its constructor could not be computed.", error=entry.data)
+                self._announce(CreateActor(0, spec, cause), future)
                 self._on_update(ActorUpdate(spec.actor_id, ACTOR_DEAD, cause=cause))
-                if future is not None:
-                    future.set_result(None)
                 return
         spec.deps = [
             Dep(entry.object_id, entry.owner or self.core.me, entry.data if entry.kind == INLINE else None) for entry in deps
         ]
-        request = self.core.control_store.request(CreateActor(0, spec))
+        self._announce(CreateActor(0, spec), future)
         self.core.control_store.send(SubscribeActor(spec.actor_id))
+
+    def _announce(self, message: CreateActor, future: Any) -> None:
+        """Ask the control store; ``future`` gets its answer."""
+        spec = message.spec
+        request = self.core.control_store.request(message)
 
         def answered(done: Any) -> None:
             error = None if done.cancelled() else done.exception()
@@ -168,10 +177,15 @@ class Actors:
         for entry in record.deps:
             if entry.kind == FAILED:
                 entry.seen = True
-                self.calls[record.template.actor_id].remove(record)
+                self._remove(self.calls[record.template.actor_id], record)
                 self.core.tasks.fail(record, entry.data)
                 return True
         return False
+
+    def _remove(self, calls: ActorCalls, record: TaskRecord) -> bool:
+        """Take out a call that was not sent; those behind it need not wait for it any more."""
+        self._dirty[calls.actor_id] = calls
+        return calls.remove(record)
 
     def ready(self, record: TaskRecord) -> None:
         """The arguments of a waiting call are there."""
@@ -205,7 +219,7 @@ class Actors:
         calls = self.calls.get(record.template.actor_id)
         if calls is None:
             return
-        if record.state != PUSHED and calls.remove(record):
+        if record.state != PUSHED and self._remove(calls, record):
             text = f"Actor call {record.display_name} (id {record.task_id.hex()}) was cancelled before it was sent."
             self.core.tasks.fail(record, serialize_system_error(exceptions.TaskCancelledError(record.task_id.hex(), text)))
         elif isinstance(calls.channel, Peer):
@@ -256,6 +270,25 @@ class Actors:
         if update.state == ACTOR_DEAD:
             for entry in self._creation_args.pop(update.actor_id, ()):
                 self.core.objects.own.unpin(entry)
+            if token_id(update.actor_id) not in self.core.objects.own.entries:
+                self._forget(update.actor_id)
+
+    def handle_gone(self, object_id: bytes) -> None:
+        """A foreign actor's last handle in this process is gone, and so are our calls to it, which hold it as well."""
+        if object_id.endswith(_TOKEN_SUFFIX):
+            actor_id = object_id[:ACTOR_BYTES]
+            if actor_id in self.calls:
+                self.core.control_store.send(UnsubscribeActor(actor_id))
+                self._forget(actor_id)
+
+    def _forget(self, actor_id: bytes) -> None:
+        """Nobody here can ask about the actor any more; a handle that appears later starts afresh."""
+        calls = self.calls.get(actor_id)
+        if calls is not None and not calls.in_flight and not calls.waiting and not calls.limbo:
+            del self.calls[actor_id]
+            self._names.pop(actor_id, None)
+            self.answered.pop(actor_id, None)
+            self._out_of_order.discard(actor_id)
 
     def peer_lost(self, peer: Peer) -> None:
         calls: ActorCalls | None = peer.calls

@@ -21,7 +21,7 @@ from shoal._core.transport import Connection, Listener, Transport
 from shoal._core.wire import messages as m
 
 from .actors import Actors, ActorToken
-from .entries import Entry
+from .entries import BorrowedEntry, Entry
 from .objects import Objects
 from .peers import Peer, Peers
 from .streams import Streams
@@ -103,7 +103,10 @@ class Core:
             m.LogLines: self._log_lines,
             **self._shared,
         }
-        self._from_control_store: dict[type, Callable[[Any, Any], None]] = {m.ActorUpdate: actors.on_actor_update}
+        self._from_control_store: dict[type, Callable[[Any, Any], None]] = {
+            m.ActorUpdate: actors.on_actor_update,
+            m.LeaseInfeasible: tasks.on_lease_infeasible,
+        }
 
     # --- starting and ending -------------------------------------------------------------------------------
 
@@ -278,6 +281,8 @@ class Core:
         if isinstance(entry, ActorToken):
             self.actors.token_released(entry)
         else:
+            if isinstance(entry, BorrowedEntry):
+                self.actors.handle_gone(entry.object_id)
             self.streams.item_released(entry)
             self.tasks.entry_released(entry)
 

@@ -60,10 +60,14 @@ def connect_driver(
     if log_to_driver:
         _show_logs(runtime, settings)
 
+    def leave(_arg: None) -> None:
+        core.closing = True  # what ends from now on ends because the job does: not worth a word
+        core.control_store.send(m.JobFinished(core.job_id))
+
     def end() -> None:
         if log_to_driver:
             thread.call(_flush_logs(runtime))
-        inbox.post(lambda _: core.control_store.send(m.JobFinished(core.job_id)), None)
+        inbox.post(leave, None)
         thread.stop()
 
     runtime.on_shutdown = end

@@ -647,18 +647,27 @@ class CoreRuntime:
     async def _hand_over(self, cause: m.Cause) -> None:
         core = self.core
         core.agent.send(m.ProcessExiting(cause))
+        # What others hold, and what is inside of that, to any depth.
+        held: dict[bytes, Entry] = {}
+        todo = [entry for entry in self._entries.values() if entry.owner is None and entry.borrowers and entry.kind >= 0]
+        while todo:
+            entry = todo.pop()
+            if entry.object_id not in held:
+                held[entry.object_id] = entry
+                todo += [inner for inner in entry.inner or () if inner.owner is None and inner.kind >= 0]
+        foreign = [inner for entry in held.values() for inner in entry.inner or () if inner.owner is not None]
+        # The agent holds what is inside before we let go of it; only then are the counts final.
+        await asyncio.gather(*core.objects.grant(foreign, core.agent_address), return_exceptions=True)
         kept = []
-        for entry in list(self._entries.values()):
-            if entry.owner is None and entry.borrowers and entry.kind >= 0:
-                refs = core.objects.infos(entry.inner or [])
-                value = m.Value(entry.kind, refs=refs)
-                if entry.kind == STORED:
-                    value.nbytes = entry.data
-                else:
-                    value.data = entry.data
-                for inner in entry.inner or []:
-                    await asyncio.gather(*core.objects.grant([inner], core.agent_address), return_exceptions=True)
-                kept.append(m.OwnedObject(entry.object_id, value, [(address, count) for address, count in entry.borrowers.values()]))
+        for entry in held.values():
+            value = m.Value(entry.kind, refs=core.objects.infos(entry.inner or []))
+            if entry.kind == STORED:
+                value.nbytes = entry.data
+            elif entry.kind >= 0:
+                value.data = entry.data
+            else:
+                continue  # released meanwhile
+            kept.append(m.OwnedObject(entry.object_id, value, [(address, count) for address, count in (entry.borrowers or {}).values()]))
         if kept:
             await core.agent.request(m.AdoptObjects(0, kept))
         await core.close()

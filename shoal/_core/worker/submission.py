@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from shoal._base.settings import Settings
 from shoal._core.wire.messages import Address, LeaseGranted, Shape
@@ -33,7 +33,7 @@ class Lease:
     """The right to push tasks of one shape to one worker."""
 
     __slots__ = (
-        "asked_back", "channel", "dead", "id", "idle_since", "in_flight", "last_progress", "pid", "queue", "resource_ids", "wanted",
+        "asked_back", "cause", "channel", "dead", "id", "idle_since", "in_flight", "last_progress", "pid", "queue", "resource_ids", "wanted",
         "worker",
     )  # fmt: skip
 
@@ -52,8 +52,9 @@ class Lease:
         #: The worker is going away; replies may still come.
         self.dead = False
         self.asked_back = False
-        #: Free for the shell: its connection to the worker.
+        #: Free for the shell: its connection to the worker, and why the worker died once that is known.
         self.channel: object = None
+        self.cause: Any = None
 
 
 class LeaseEffects(Protocol):
@@ -125,6 +126,7 @@ class Submission:
         except ValueError:
             return False
         self._trim_requests(queue)
+        self._forget_if_empty(queue)
         return True
 
     def pump(self, queue: ShapeQueue, now: float) -> None:

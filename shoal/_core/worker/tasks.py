@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 TICK_S = 0.01
 #: Seconds to wait for the node agent's word about a worker whose connection is gone.
 DEATH_NOTICE_S = 2.0
+#: Seconds to wait for the end of a dead worker's connection, behind which nothing more can come.
+LAST_WORDS_S = 0.1
 
 
 class Tasks:
@@ -261,12 +263,21 @@ class Tasks:
         lease: Lease | None = peer.lease
         if lease is not None and not self.core.closing:
             lease.dead = True
-            self.core.loop.call_later(DEATH_NOTICE_S, self._worker_gone, lease, None)
+            if lease.cause is not None:
+                self._worker_gone(lease, lease.cause)
+            else:
+                self.core.loop.call_later(DEATH_NOTICE_S, self._worker_gone, lease, None)
 
     def on_worker_died(self, _channel: Any, message: WorkerDied) -> None:
         lease = self.submission.leases.get(message.lease_id)
         if lease is not None:
-            self._worker_gone(lease, message.cause)
+            peer: Any = lease.channel
+            if peer is None or peer.lost or lease.dead:
+                self._worker_gone(lease, message.cause)
+            else:
+                # Its last replies may still be unread: the end of its connection comes after them. (A child may hold that open.)
+                lease.cause = message.cause
+                self.core.loop.call_later(LAST_WORDS_S, self._worker_gone, lease, message.cause)
             self.core.flush()
 
     def _worker_gone(self, lease: Lease, cause: Cause | None) -> None:
@@ -505,9 +516,18 @@ class Tasks:
             peer: Any = lease.channel
             peer.send(CancelTask(record.task_id, force, recursive))
             if force:
-                self._kill(record, lease)
+                self._kill_when_first(record, lease)
             else:
                 self.core.loop.call_later(self.core.settings.cancel_grace_s, self._kill, record, lease)
+
+    def _kill_when_first(self, record: TaskRecord, lease: Lease) -> None:
+        """Force: kill the worker, but not while it runs an innocent task before this one, which the worker then hands back."""
+        if record.state != PUSHED or record.lease is not lease or lease.id not in self.submission.leases:
+            return
+        if next(iter(lease.in_flight.values()), None) is record:
+            self._kill(record, lease)
+        else:
+            self.core.loop.call_later(TICK_S, self._kill_when_first, record, lease)
 
     def _kill(self, record: TaskRecord, lease: Lease) -> None:
         """The task could not be interrupted (or must not be asked): its worker dies; what was queued behind it runs elsewhere."""
