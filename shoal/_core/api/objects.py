@@ -98,9 +98,7 @@ def wait(
         ValueError: duplicates, a bad ``num_returns`` or ``timeout``, or a reference of an earlier session.
     """
     if not isinstance(ray_waitables, list):
-        raise TypeError(
-            f"wait() expected a list of ObjectRefs or ObjectRefGenerators, got {_no_reference(ray_waitables)}"
-        )
+        raise TypeError(f"wait() expected a list of ObjectRefs or ObjectRefGenerators, got {_no_reference(ray_waitables)}")
     if timeout is not None and not _checked_number(timeout) >= 0:
         raise ValueError(f"The 'timeout' argument must be nonnegative. Received {timeout}")
     if not ray_waitables:
@@ -110,9 +108,7 @@ def wait(
     else:
         for item in ray_waitables:
             if not isinstance(item, ObjectRef | ObjectRefGenerator):
-                raise TypeError(
-                    f"wait() expected a list of ObjectRefs or ObjectRefGenerators, but it holds {_no_reference(item)}"
-                )
+                raise TypeError(f"wait() expected a list of ObjectRefs or ObjectRefGenerators, but it holds {_no_reference(item)}")
         unique = len(set(ray_waitables))
     if unique != len(ray_waitables):
         raise ValueError("wait() requires a list of unique references; some stand in it more than once.")

@@ -64,7 +64,9 @@ def serialize_error(
 def _explain(exc: BaseException) -> None:
     """Add what to do to errors whose own text does not say it."""
     if type(exc) is ValueError and "read-only" in str(exc) and not getattr(exc, "__notes__", None):
-        exc.add_note("Arguments and the results of get() are read-only, since other tasks may read the same memory. Change a copy: x = x.copy().")
+        exc.add_note(
+            "Arguments and the results of get() are read-only, since other tasks may read the same memory. Change a copy: x = x.copy()."
+        )
 
 
 def serialize_system_error(exc: BaseException) -> bytes:

@@ -241,11 +241,14 @@ class Objects:
         self.operations.append(operation)
         entries = [self.own.lookup(object_id, None) for object_id in operation.object_ids]
         operation.pending = set(entries)
+        operation.unfinished = {entry for entry in operation.pending if entry.kind < 0}
+        for entry in list(operation.unfinished):
+            self.need(entry)
         for entry in list(operation.pending):
-            if entry.kind >= 0:
-                self._note(operation, entry)
-            else:
-                self.need(entry)
+            if entry.kind >= 0 and entry.kind != STORED:
+                operation.arrived(entry)
+        if not operation.unfinished:
+            self._pin_all(operation)
         if not operation.pending:
             operation.fire()
         self.core.flush()
@@ -276,10 +279,24 @@ class Objects:
         if not isinstance(operation, GetOperation):
             operation.note(entry)
         elif entry in operation.pending:
-            if entry.kind == STORED:
-                self.pin(entry, lambda place: self._pinned(operation, entry, place))
-            else:
+            if entry.kind != STORED:
                 operation.arrived(entry)
+            if entry not in operation.unfinished:
+                if entry.kind == STORED:  # lost, and computed again
+                    self._pin_for(operation, entry)
+            else:
+                operation.unfinished.discard(entry)
+                if not operation.unfinished:
+                    self._pin_all(operation)
+
+    def _pin_all(self, operation: GetOperation) -> None:
+        """Everything is computed: make it readable. Not before, because a pinned value cannot make room for one that is still to come."""
+        if not operation.fired:
+            for entry in [one for one in operation.pending if one.kind == STORED]:
+                self._pin_for(operation, entry)
+
+    def _pin_for(self, operation: GetOperation, entry: Entry) -> None:
+        self.pin(entry, lambda place: self._pinned(operation, entry, place))
 
     def _pinned(self, operation: GetOperation, entry: Entry, place: Any) -> None:
         if operation.abandoned or operation not in self.operations:

@@ -33,8 +33,8 @@ class Lease:
     """The right to push tasks of one shape to one worker."""
 
     __slots__ = (
-        "asked_back", "cause", "channel", "dead", "id", "idle_since", "in_flight", "last_progress", "pid", "queue", "resource_ids", "wanted",
-        "worker",
+        "asked_back", "channel", "dead", "id", "idle_since", "in_flight", "last_progress", "pid", "queue", "resource_ids", "wanted",
+        "worker", "cause",
     )  # fmt: skip
 
     def __init__(self, grant: LeaseGranted, queue: ShapeQueue, now: float) -> None:
@@ -247,7 +247,7 @@ class Submission:
             self._give_back(lease)
 
     def tick(self, now: float) -> bool:
-        """Return idle leases and take back tasks queued behind a slow one. True while there is anything to watch."""
+        """Return idle leases and take back tasks queued behind a slow one. True while time matters."""
         for lease in list(self.leases.values()):
             if not lease.in_flight:
                 if lease.wanted or lease.dead or (not lease.queue.ready and now - lease.idle_since >= self.settings.lease_linger_s):
@@ -256,7 +256,13 @@ class Submission:
                 lease.asked_back = True
                 lease.queue.duration_s = max(lease.queue.duration_s or 0.0, now - lease.last_progress)
                 self.effects.ask_hand_back(lease)
-        return bool(self.leases)
+        return self.restless()
+
+    def restless(self) -> bool:
+        """Some lease is idle or has tasks queued behind a running one: time matters. One running task alone needs no watching; a
+        thousand workers that each wait for one task must not wake up a hundred times a second.
+        """
+        return any(len(lease.in_flight) != 1 for lease in self.leases.values())
 
     def settle(self, lease: Lease) -> None:
         """After replies: return a lease that is wanted or dying and has nothing in flight."""

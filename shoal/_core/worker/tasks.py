@@ -136,7 +136,7 @@ class Tasks:
             now = self.core.loop.time()
             for queue in dirty.values():
                 self.submission.pump(queue, now)
-        if not self._ticking and self.submission.leases:
+        if not self._ticking and self.submission.leases and self.submission.restless():
             self._ticking = True
             self.core.loop.call_later(TICK_S, self._tick)
 
@@ -276,7 +276,7 @@ class Tasks:
                 self._worker_gone(lease, message.cause)
             else:
                 # Its last replies may still be unread: the end of its connection comes after them. (A child may hold that open.)
-                lease.cause = message.cause
+                lease.cause, lease.dead = message.cause, True
                 self.core.loop.call_later(LAST_WORDS_S, self._worker_gone, lease, message.cause)
             self.core.flush()
 
@@ -383,6 +383,8 @@ class Tasks:
                 objects.complete(entry, FAILED, error, list(inner) if inner else None)
         for held in inner or ():
             objects.own.unpin(held)
+        if record.generator is not None and record.template.num_returns == -1 and not record.generator.dropped:
+            record.returns[0].seen = True  # the error is an item of the stream, which is where it is looked for
         self.retire(record, stored=False)
 
     def retire(self, record: TaskRecord, stored: bool) -> None:

@@ -43,13 +43,15 @@ class Operation:
 class GetOperation(Operation):
     """All values, readable here; or the first error."""
 
-    __slots__ = ("object_ids", "pending", "places")
+    __slots__ = ("object_ids", "pending", "places", "unfinished")
 
     def __init__(self, object_ids: list[bytes]) -> None:
         super().__init__()
         self.object_ids = object_ids
         #: Entries that are not readable yet.
         self.pending: set[Entry] = set()
+        #: Those of them that are not even computed yet.
+        self.unfinished: set[Entry] = set()
         #: object id -> place in the arena, pinned for this operation.
         self.places: dict[bytes, object] = {}
 
