@@ -86,6 +86,17 @@ def test_error_is_the_last_item():
         shoal.get(stream.completed())
 
 
+def test_error_that_was_read_is_not_reported_as_unread(capfd):
+    *_, last = numbers.remote(2, fail_at=1)
+    with pytest.raises(ValueError):
+        shoal.get(last)
+    del last, _
+    gc.collect()
+    shoal.get(shoal.put(bytes(200_000)))  # a round trip through the I/O thread
+    list(numbers.remote(1))
+    assert "Unhandled error" not in capfd.readouterr().err
+
+
 def test_error_before_the_first_item():
     refs = list(numbers.remote("wrong"))
     assert len(refs) == 1

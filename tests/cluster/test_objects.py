@@ -265,6 +265,18 @@ def test_reference_made_by_a_worker_that_left(size):
     assert shoal.get(echo.remote(ref), timeout=20) == b"m" * size
 
 
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_reference_to_a_task_whose_submitter_leaves(size, gate):
+    @shoal.remote(max_calls=1)
+    def start(gate):
+        return [blocked.remote(gate, b"m" * size)]
+
+    [ref] = shoal.get(start.remote(gate), timeout=20)
+    assert shoal.get(echo.remote(1), timeout=20) == 1
+    gate.open.remote()
+    assert shoal.get(ref, timeout=20) == b"m" * size
+
+
 def test_reference_to_a_task_of_a_task():
     @shoal.remote
     def start():

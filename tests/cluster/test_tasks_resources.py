@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 
 import pytest
 
@@ -88,3 +89,16 @@ def test_spilling_three_times_the_store(fresh_session):
     digests = shoal.get([digest.remote(ref) for ref in made + put], timeout=60)
     for ref, expected in zip(reversed(made + put), reversed(digests), strict=True):
         assert hashlib.sha256(shoal.get(ref, timeout=30)).hexdigest() == expected
+
+
+def test_one_get_of_more_than_the_store_holds(fresh_session):
+    fresh_session(num_cpus=2, object_store_memory=80 * 2**20)
+
+    @shoal.remote
+    def make(i):
+        return bytes([i]) * (8 * 2**20)
+
+    begin = time.monotonic()
+    values = shoal.get([make.remote(i) for i in range(20)], timeout=60)
+    assert [value[0] for value in values] == list(range(20))
+    assert time.monotonic() - begin < 8, "values that the blocked get had pinned kept the store from making room"

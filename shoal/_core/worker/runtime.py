@@ -641,8 +641,16 @@ class CoreRuntime:
         self._post(self.core.agent.send, m.NameProcess(name))
 
     def prepare_exit(self, cause: m.Cause) -> None:
-        """Hand over what others still hold, and flush. Blocks, at most a few seconds."""
+        """Hand over what others still hold, and flush. Blocks: until its own tasks are done after max_calls, else a few seconds at most."""
+        if cause.kind == "max_calls":
+            self._call(lambda: asyncio.ensure_future(self._finish_tasks(cause), loop=self.core.loop))
         self._call(lambda: asyncio.ensure_future(self._hand_over(cause), loop=self.core.loop), 5.0)
+
+    async def _finish_tasks(self, cause: m.Cause) -> None:
+        """The process leaves by plan: what it submitted runs to its end first, because nobody else can answer for it."""
+        self.core.agent.send(m.ProcessExiting(cause))
+        while self.core.tasks.has_unfinished() and not self.core.closing and not getattr(self.execution, "stopping", False):
+            await asyncio.sleep(0.01)
 
     async def _hand_over(self, cause: m.Cause) -> None:
         core = self.core
@@ -713,7 +721,11 @@ class _LoopDelivery:
             try:
                 self.loop.call_soon_threadsafe(self._settle)
             except RuntimeError:  # the loop is closed, and its futures with it
-                self._arrived.clear()
+                self._scheduled = False
+                while self._arrived:
+                    _, entry, place, _ = self._arrived.popleft()
+                    if place is not None:
+                        self.runtime.core.store.unpin(entry.object_id)
 
     def _settle(self) -> None:
         self._scheduled = False
@@ -739,6 +751,9 @@ class _FutureThread:
         while (item := self._queue.get()) is not _FINISHED:
             if item[0].set_running_or_notify_cancel():
                 self._runtime.settle_future(item)
+            elif item[2] is not None:
+                self._runtime._post(self._runtime.core.store.unpin, item[1].object_id)
+            item = None  # it holds a reference
 
     def close(self) -> None:
         self._queue.put(_FINISHED)

@@ -296,7 +296,8 @@ class Submission:
                 assert record.lease is lease
         for shape, queue in self.queues.items():
             assert queue.shape == shape
-            assert len(queue.requests) <= max(len(queue.ready), 2 + len(queue.leases))
+            assert len(queue.requests) == len(set(queue.requests))
+            assert all(lease.id in self.leases for lease in queue.leases)
             for record in queue.ready:
                 assert record.state == QUEUED
                 assert record.lease is None

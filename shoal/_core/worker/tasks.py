@@ -537,6 +537,10 @@ class Tasks:
             cause = Cause("killed", f"Task {record.display_name} was cancelled.")
             self.core.agent.send(KillProcess(lease.worker.worker_id, cause))
 
+    def has_unfinished(self) -> bool:
+        """Whether calls that a task of this process submitted are still to be answered."""
+        return bool(self._children)
+
     def cancel_children(self, task_id: bytes, force: bool) -> None:
         """Recursive cancel: everything that the cancelled task started here."""
         for record in list(self._children.get(task_id, ())):

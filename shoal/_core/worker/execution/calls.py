@@ -18,7 +18,20 @@ from shoal._base import ids
 from shoal._base.runtime import TaskContext
 from shoal._core.serialization import deserialize, deserialize_args, serialize, serialize_error, serialize_system_error
 from shoal._core.transport import Connection
-from shoal._core.wire.messages import FAILED, INLINE, LOST, STORED, Address, ObjectRefInfo, PushTask, TaskDone, TaskTemplate, Value
+from shoal._core.wire.messages import (
+    FAILED,
+    INLINE,
+    LOST,
+    STORED,
+    Address,
+    Cause,
+    ObjectRefInfo,
+    ProcessExiting,
+    PushTask,
+    TaskDone,
+    TaskTemplate,
+    Value,
+)
 
 if TYPE_CHECKING:
     from .inbound import Inbound
@@ -214,6 +227,8 @@ class CallRunner:
         """Hand the reply to the I/O thread."""
         duration = int((time.perf_counter() - call.started_at) * 1e6)
         done = TaskDone(call.task.task_id, values, duration, retry, num_items, exiting)
+        if exiting:  # before the owner returns the lease: the node agent must not lend out a process that leaves
+            self.inbound.inbox.post(self.core.agent.send, ProcessExiting(Cause("worker_exit", f"It left after {call.name}.", pid=self.inbound.pid)))
         self.inbound.inbox.post(self.inbound.send_reply, (call, done, refs))
 
     def run(self, call: Call, function: Callable[..., Any], *, exiting: bool = False) -> None:

@@ -1,0 +1,118 @@
+"""Calls and words of the control store in; what is sent and what fails out."""
+
+from __future__ import annotations
+
+from shoal._core.wire.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_RESTARTING, ActorUpdate, Address, Cause, Shape, TaskTemplate
+from shoal._core.worker.actor_calls import ActorCalls
+from shoal._core.worker.records import TaskRecord
+
+ACTOR = b"a" * 16
+FIRST, SECOND = Address(b"w1", b"n", "unix:1"), Address(b"w2", b"n", "unix:2")
+
+
+class Shell:
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.failed: list[tuple[bytes, str]] = []
+        self.connecting: list[Address] = []
+
+    def connect_actor(self, calls: ActorCalls, address: Address) -> None:
+        self.connecting.append(address)
+        calls.channel = object()
+        calls.connected()
+
+    def send_calls(self, calls: ActorCalls, records: list[TaskRecord]) -> None:
+        self.sent += [record.task_id for record in records]
+
+    def fail_call(self, record: TaskRecord, error: str, cause: Cause | None) -> None:
+        self.failed.append((record.task_id, error))
+
+
+def make(*, out_of_order: bool = False) -> tuple[ActorCalls, Shell]:
+    shell = Shell()
+    return ActorCalls(ACTOR, shell, out_of_order=out_of_order), shell
+
+
+def call(name: bytes, *, retries: int = 0, unready: int = 0) -> TaskRecord:
+    record = TaskRecord(name, TaskTemplate(b"f", "A.m", "A.m", Shape(b"job0"), max_retries=retries, actor_id=ACTOR), b"", [])
+    record.unready = unready
+    return record
+
+
+def submit(calls: ActorCalls, *records: TaskRecord) -> None:
+    for record in records:
+        calls.submit(record)
+    calls.pump()
+
+
+def alive(incarnation: int = 0, address: Address = FIRST) -> ActorUpdate:
+    return ActorUpdate(ACTOR, ACTOR_ALIVE, incarnation, address)
+
+
+def test_calls_wait_for_the_actor_and_leave_in_order():
+    calls, shell = make()
+    submit(calls, call(b"1"), call(b"2"))
+    assert shell.sent == []
+    calls.updated(alive())
+    assert shell.sent == [b"1", b"2"]
+    calls.check()
+
+
+def test_a_call_whose_argument_is_late_holds_up_those_behind_it():
+    calls, shell = make()
+    calls.updated(alive())
+    late = call(b"1", unready=1)
+    submit(calls, late, call(b"2"))
+    assert shell.sent == []
+    late.unready = 0
+    calls.pump()
+    assert shell.sent == [b"1", b"2"]
+
+
+def test_an_actor_without_order_gets_what_is_ready():
+    calls, shell = make(out_of_order=True)
+    calls.updated(alive())
+    submit(calls, call(b"1", unready=1), call(b"2"))
+    assert shell.sent == [b"2"]
+
+
+def test_a_crash_fails_calls_without_retries_and_resends_the_others_in_order():
+    calls, shell = make()
+    calls.updated(alive())
+    submit(calls, call(b"1"), call(b"2", retries=1), call(b"3", retries=-1))
+    calls.disconnected()
+    assert shell.failed == []
+    calls.updated(ActorUpdate(ACTOR, ACTOR_RESTARTING, 1))
+    assert shell.failed == [(b"1", "ActorUnavailableError")]
+    submit(calls, call(b"4"))
+    calls.updated(alive(1, SECOND))
+    assert shell.sent[3:] == [b"2", b"3", b"4"]
+    calls.check()
+
+
+def test_the_word_may_come_before_the_connection_breaks():
+    calls, shell = make()
+    calls.updated(alive())
+    submit(calls, call(b"1", retries=1))
+    calls.updated(alive(1, SECOND))
+    assert shell.sent == [b"1", b"1"]
+    assert shell.connecting == [FIRST, SECOND]
+
+
+def test_death_fails_everything_and_every_later_call():
+    calls, shell = make()
+    calls.updated(alive())
+    submit(calls, call(b"1", retries=-1))
+    calls.disconnected()
+    calls.updated(ActorUpdate(ACTOR, ACTOR_DEAD, 0, cause=Cause("killed")))
+    submit(calls, call(b"2"))
+    assert shell.failed == [(b"1", "ActorDiedError"), (b"2", "ActorDiedError")]
+    calls.check()
+
+
+def test_an_old_word_is_ignored():
+    calls, shell = make()
+    calls.updated(alive(2, SECOND))
+    calls.updated(ActorUpdate(ACTOR, ACTOR_RESTARTING, 1))
+    submit(calls, call(b"1"))
+    assert shell.sent == [b"1"]
