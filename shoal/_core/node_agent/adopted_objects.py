@@ -71,7 +71,7 @@ class AdoptedObjects:
             if object_id not in self.state:
                 adopted = self.state.adopt_stored(object_id, Value(STORED, b"", nbytes, refs), now)
                 if refs and self._connect is not None:
-                    self._spawn(self._register_inside(adopted))
+                    self._spawn(self._register_inside(adopted, worker_id))
 
     def handle(self, connection: Peer, message: Any) -> None:
         """Serve one message of a borrower."""
@@ -140,8 +140,10 @@ class AdoptedObjects:
         await asyncio.gather(*(self._register(inner, message.borrower) for inner in adopted.value.refs))
         connection.send(ObjectValue(message.rid, adopted.value))
 
-    async def _register_inside(self, adopted: AdoptedObject) -> None:
-        await asyncio.gather(*(self._register(inner, self._me) for inner in adopted.value.refs if inner.object_id not in self.state))
+    async def _register_inside(self, adopted: AdoptedObject, dead: bytes) -> None:
+        """Hold the references inside at their owners; the dead process itself answers for nothing any more."""
+        inside = [inner for inner in adopted.value.refs if inner.owner.worker_id != dead and inner.object_id not in self.state]
+        await asyncio.gather(*(self._register(inner, self._me) for inner in inside))
         adopted.registered = True
         if adopted.object_id not in self.state:  # freed meanwhile
             self._unregister_inside(adopted)
