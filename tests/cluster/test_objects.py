@@ -222,7 +222,7 @@ def test_large_put_and_del_in_a_loop():
         del ref
 
 
-# --- references inside values -------------------------------------------------------------------------------------------------------------------
+# --- references inside values -----------------------------------------------------------------------------------------------------
 
 
 def test_references_in_containers_keep_objects_alive():

@@ -159,7 +159,9 @@ def test_result_that_cannot_be_serialized():
 # --- errors ------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [(ValueError, "bad"), (KeyError, "k"), (Odd, 1, 2), (Slotted, 7), (ExceptionGroup, "g", [ValueError("x")])])
+@pytest.mark.parametrize(
+    "error", [(ValueError, "bad"), (KeyError, "k"), (Odd, 1, 2), (Slotted, 7), (ExceptionGroup, "g", [ValueError("x")])]
+)
 def test_errors_arrive_as_their_own_class(error):
     with pytest.raises(error[0]) as caught:
         shoal.get(fail.remote(*error))
@@ -335,9 +337,9 @@ def test_redefined_function_runs_its_newest_body():
 
         @shoal.remote
         def current():
-            return i
+            return i  # noqa: B023 - the value at the first call is what is asked for
 
-        assert shoal.get(current.remote()) == i  # noqa: B023
+        assert shoal.get(current.remote()) == i
 
 
 def test_closure_is_frozen_at_the_first_call():
@@ -370,7 +372,7 @@ def test_reference_in_a_closure():
 
     @shoal.remote
     def read():
-        return shoal.get(ref)
+        return shoal.get(ref)  # noqa: F821 - deleted below
 
     assert shoal.get(read.remote()) == "kept"
     del ref
@@ -438,7 +440,7 @@ def test_context_of_a_task():
 
 
 def overlap(function, number, at_least):
-    """Run ``number`` calls of a sleeper; return how many ran at once at most. Again, up to five times, while a busy machine holds them up."""
+    """Run ``number`` calls of a sleeper; return how many ran at once at most. Up to five times, as a busy machine may hold them up."""
     for _ in range(5):
         spans = shoal.get([function.remote() for _ in range(number)])
         most = max(sum(begin <= at < end for begin, end in spans) for at, _ in spans)

@@ -41,6 +41,8 @@ class ActorExecutor:
         self.spec = message.spec
         self.instance: Any = None
         self._leaving: m.Cause | None = None
+        #: ``exit_actor`` was called: nothing starts any more, and calls that run are not waited for.
+        self._exiting = False
         self._methods: dict[str, Any] = {}
         self._pools: dict[str, SimpleQueue[Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -145,7 +147,7 @@ class ActorExecutor:
     def _leave_when_idle(self, cause: m.Cause) -> None:
         """Main thread of a sync or threaded actor: everything that arrived before has been taken from the queue."""
         deadline = time.monotonic() + 3600.0
-        while self._pools and any(call for call in list(self.inbound.calls.values())) and time.monotonic() < deadline:
+        while self._pools and self.inbound.calls and not self._exiting and time.monotonic() < deadline:
             threading.Event().wait(0.01)
         self.main.leave(self._leaving or cause)
 
@@ -168,17 +170,19 @@ class ActorExecutor:
             else:
                 item()
             item = None
-            if self._leaving is not None:
+            if self._leaving is not None and (self._exiting or not self._pools):
                 self.main.leave(self._leaving)
 
     def _serve(self, pool: SimpleQueue[Any]) -> None:
         """One thread of a concurrency group."""
         while True:
             call = pool.get()
+            if self._exiting:
+                return  # the end of the process answers the call
             self._run_sync(call)
             call = None
             if self._leaving is not None:
-                self.inbound.queue.put(partial(self.main.leave, self._leaving))
+                self.inbound.queue.put(partial(self._leave_when_idle, self._leaving))
 
     def method(self, name: str) -> Any:
         """Return the bound method; built-in ones included."""
@@ -257,6 +261,8 @@ class ActorExecutor:
             return
         while self._arrived:
             call = self._arrived.popleft()
+            if self._exiting:
+                continue  # the end of the process answers the call
             semaphore = self._semaphores.get(call.template.concurrency_group)
             if semaphore is None:
                 self.inbound.refuse(call, self._unknown_group(call.template.concurrency_group))
@@ -276,7 +282,8 @@ class ActorExecutor:
                 self.inbound.reject(call)
                 return
             async with semaphore:
-                await self._invoke_async(call)
+                if not self._exiting:
+                    await self._invoke_async(call)
         except BaseException as error:  # the boundary of user code
             self.runner.give_back(call)
             self._fail(call, error)
@@ -306,7 +313,7 @@ class ActorExecutor:
         self.runner.reply(call, values, refs)
 
     def _maybe_stop(self) -> None:
-        if self._leaving is not None and self._active == 0 and not self._arrived and self._stopped is not None:
+        if self._stopped is not None and (self._exiting or (self._leaving is not None and self._active == 0 and not self._arrived)):
             self._stopped.set()
 
     # --- leaving -------------------------------------------------------------------------------------------
@@ -315,6 +322,7 @@ class ActorExecutor:
         """``exit_actor`` and ``sys.exit`` end the actor; the call gets no reply, its caller reads why the actor ended."""
         if isinstance(error, ActorExit | SystemExit):
             self._leaving = m.Cause("exit_actor", f"exit_actor() was called in {call.name}.", exit_code=0, pid=os.getpid())
+            self._exiting = True
             return True
         return False
 

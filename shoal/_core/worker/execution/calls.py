@@ -228,7 +228,8 @@ class CallRunner:
         duration = int((time.perf_counter() - call.started_at) * 1e6)
         done = TaskDone(call.task.task_id, values, duration, retry, num_items, exiting)
         if exiting:  # before the owner returns the lease: the node agent must not lend out a process that leaves
-            self.inbound.inbox.post(self.core.agent.send, ProcessExiting(Cause("worker_exit", f"It left after {call.name}.", pid=self.inbound.pid)))
+            cause = Cause("worker_exit", f"It left after {call.name}.", pid=self.inbound.pid)
+            self.inbound.inbox.post(self.core.agent.send, ProcessExiting(cause))
         self.inbound.inbox.post(self.inbound.send_reply, (call, done, refs))
 
     def run(self, call: Call, function: Callable[..., Any], *, exiting: bool = False) -> None:
