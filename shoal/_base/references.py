@@ -130,9 +130,7 @@ class ObjectRefGenerator(Generic[T]):
     async def __anext__(self) -> ObjectRef[T]:
         import asyncio  # a third of the time of ``import shoal``, and whoever awaits has it already
 
-        return self._take(
-            await asyncio.wrap_future(self._runtime.generator_next_future(self._task_id, self._index)), StopAsyncIteration
-        )
+        return self._take(await asyncio.wrap_future(self._runtime.generator_next_future(self._task_id, self._index)), StopAsyncIteration)
 
     def _take(self, ref: ObjectRef[T] | None, end: type[Exception]) -> ObjectRef[T]:
         if ref is None:

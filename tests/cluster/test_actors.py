@@ -49,7 +49,7 @@ def unique(prefix: str = "actor") -> str:
     return f"{prefix}-{uuid.uuid4().hex[:8]}"
 
 
-# --- order ---------------------------------------------------------------------------------------------------------------------------
+# --- order ------------------------------------------------------------------------------------------------
 
 
 def test_calls_of_one_handle_run_in_order_though_some_wait_for_arguments() -> None:
@@ -90,7 +90,7 @@ def test_two_handles_in_two_processes_each_keep_their_order() -> None:
         assert [i for who, i in seen if who == name] == list(range(300))
 
 
-# --- constructors --------------------------------------------------------------------------------------------------------------------
+# --- constructors -----------------------------------------------------------------------------------------
 
 
 def test_an_error_in_the_constructor_is_what_every_call_reads() -> None:
@@ -171,7 +171,7 @@ def test_the_constructor_may_use_the_api() -> None:
     assert shoal.get(Asking.remote([shoal.put(1), slow.remote(2)]).get.remote(), timeout=20) == 103
 
 
-# --- methods ---------------------------------------------------------------------------------------------------------------------------
+# --- methods ----------------------------------------------------------------------------------------------
 
 
 class Base:
@@ -275,7 +275,7 @@ def test_built_in_methods() -> None:
         shoal.get([counter.add.remote() for _ in range(50)], timeout=20)
 
 
-# --- names ------------------------------------------------------------------------------------------------------------------------------------
+# --- names ------------------------------------------------------------------------------------------------
 
 
 def test_names() -> None:
@@ -353,7 +353,7 @@ def test_get_if_exists_from_two_processes_at_once() -> None:
         shoal.kill(shoal.get_actor(name))
 
 
-# --- handles ------------------------------------------------------------------------------------------------------------------------------------
+# --- handles ----------------------------------------------------------------------------------------------
 
 
 def test_handles_travel() -> None:
@@ -422,8 +422,8 @@ def test_the_runtime_context_inside() -> None:
         def look(self) -> Any:
             context = shoal.get_runtime_context()
             return (
-                context.get_actor_id(), context.get_actor_name(), context.get_assigned_resources(), context.get_job_id(), context.current_actor,
-                context.was_current_actor_reconstructed, context.get_task_id(),
+                context.get_actor_id(), context.get_actor_name(), context.get_assigned_resources(), context.get_job_id(),
+                context.current_actor, context.was_current_actor_reconstructed, context.get_task_id(),
             )  # fmt: skip
 
     name = unique()

@@ -49,7 +49,7 @@ def run_and_die(path, deaths):
     return "done"
 
 
-# --- killed workers -------------------------------------------------------------------------------------------------------------
+# --- killed workers ---------------------------------------------------------------------------------------
 
 
 def test_a_killed_task_runs_twice_with_one_retry(cluster, tmp_path):
@@ -147,7 +147,7 @@ def test_sys_exit_in_a_task_is_an_error_and_the_next_task_runs(cluster):
     assert shoal.get([pid.remote() for _ in range(20)], timeout=10)
 
 
-# --- retry_exceptions --------------------------------------------------------------------------------------------------------------
+# --- retry_exceptions -------------------------------------------------------------------------------------
 
 
 @shoal.remote
@@ -159,7 +159,13 @@ def fail(path, kind):
 
 @pytest.mark.parametrize(
     ("retry", "kind", "expected"),
-    [(True, ValueError, 3), ([ValueError], ValueError, 3), ([KeyError, OSError], FileNotFoundError, 3), ([KeyError], ValueError, 1), (False, ValueError, 1)],
+    [
+        (True, ValueError, 3),
+        ([ValueError], ValueError, 3),
+        ([KeyError, OSError], FileNotFoundError, 3),
+        ([KeyError], ValueError, 1),
+        (False, ValueError, 1),
+    ],
 )
 def test_retry_exceptions(cluster, tmp_path, retry, kind, expected):
     with pytest.raises(kind):
@@ -167,7 +173,7 @@ def test_retry_exceptions(cluster, tmp_path, retry, kind, expected):
     assert runs(tmp_path / "runs") == expected
 
 
-# --- lost objects ----------------------------------------------------------------------------------------------------------------------
+# --- lost objects -----------------------------------------------------------------------------------------
 
 
 @shoal.remote
@@ -229,7 +235,7 @@ def test_a_lost_put_object_is_an_error_not_a_hang(cluster):
         shoal.get(ref, timeout=10)
 
 
-# --- owners that end -----------------------------------------------------------------------------------------------------------------------
+# --- owners that end --------------------------------------------------------------------------------------
 
 
 @shoal.remote
@@ -268,7 +274,7 @@ def test_an_owner_that_ends_in_good_order_hands_its_objects_over(cluster, size):
     [ref] = shoal.get(owner.own.remote(size))
     pid = shoal.get(owner.pid.remote())
     owner.leave.remote()
-    wait_for(lambda: not os.path.exists(f"/proc/{pid}"), what="the end of the owner")
+    wait_for(lambda pid=pid: not os.path.exists(f"/proc/{pid}"), what="the end of the owner")
     assert shoal.get(ref, timeout=10) == bytes([7]) * size
 
 

@@ -166,7 +166,7 @@ def kill(pid):
     os.kill(pid, signal.SIGKILL)
 
 
-# --- start and stop ---------------------------------------------------------------------------------------------------------
+# --- start and stop ---------------------------------------------------------------------------------------
 
 
 def test_a_head_starts_and_stops_and_leaves_only_logs(short_path):
@@ -230,7 +230,7 @@ def test_a_directory_of_somebody_else_is_refused(short_path):
         start_head(fake_parts.options(short_path))
 
 
-# --- workers ----------------------------------------------------------------------------------------------------------------
+# --- workers ----------------------------------------------------------------------------------------------
 
 
 def test_a_worker_is_a_child_of_the_head_in_its_own_group_with_clean_descriptors(short_path):
@@ -300,7 +300,7 @@ def test_lines_of_a_worker_reach_the_agent_under_its_name(short_path):
         assert told[1:] == ["one", "two"]
 
 
-# --- who may die --------------------------------------------------------------------------------------------------------------
+# --- who may die ------------------------------------------------------------------------------------------
 
 
 def test_the_template_is_replaced_and_workers_live_on(short_path):

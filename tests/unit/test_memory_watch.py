@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 
 import pytest
@@ -109,7 +110,10 @@ def test_cpus_of_a_cgroup(tmp_path):
 
 def test_memory_of_this_process_is_found():
     before = private_memory(os.getpid())
-    block = bytearray(50 << 20)
+    # Fresh pages: a bytearray may be cut from memory that this process already has.
+    block = mmap.mmap(-1, 50 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for page in range(0, 50 << 20, mmap.PAGESIZE):
+        block[page] = 1
     assert private_memory(os.getpid()) - before > 40 << 20
     assert group_memory([os.getpgrp()])[os.getpgrp()] >= len(block)
     assert private_memory(1 << 22) == 0

@@ -69,7 +69,7 @@ def test_a_result_that_nobody_waits_for_is_freed_when_it_arrives():
 
 
 def test_an_object_keeps_the_objects_inside_it():
-    own, shell = make()
+    own, _ = make()
     inner, outer = own.new_owned(A), own.new_owned(B)
     own.complete(inner, INLINE, b"")
     inner.count += 1

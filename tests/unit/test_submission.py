@@ -88,7 +88,7 @@ def test_short_tasks_are_pipelined():
 
 
 def test_long_tasks_are_not_pipelined():
-    state, shell = make()
+    state, _ = make()
     enqueue(state, *[task(i) for i in range(10)])
     lease = grant(state, 0)
     state.finished(task(0).task_id, lease, 1.0, 1.0)

@@ -114,9 +114,7 @@ class Actors:
                 self._announce(CreateActor(0, spec, cause), future)
                 self._on_update(ActorUpdate(spec.actor_id, ACTOR_DEAD, cause=cause))
                 return
-        spec.deps = [
-            Dep(entry.object_id, entry.owner or self.core.me, entry.data if entry.kind == INLINE else None) for entry in deps
-        ]
+        spec.deps = [Dep(entry.object_id, entry.owner or self.core.me, entry.data if entry.kind == INLINE else None) for entry in deps]
         self._announce(CreateActor(0, spec), future)
         self.core.control_store.send(SubscribeActor(spec.actor_id))
 
@@ -250,7 +248,8 @@ class Actors:
         cause = cause or Cause("unknown", "Its process is gone.")
         if error == "ActorUnavailableError":
             text = (
-                f"Actor {name} (id {actor_id.hex()}) lost its process while it had the call {call}, which may or may not have been executed. "
+                f"Actor {name} (id {actor_id.hex()}) lost its process while it had the call {call}, "
+                f"which may or may not have been executed. "
                 f"{describe_cause(cause)}\nThe actor is being started again; max_task_retries has such calls sent again."
             )
             return serialize_system_error(exceptions.ActorUnavailableError(text, actor_id.hex()))

@@ -188,7 +188,10 @@ class Core:
         error = deserialize_error(entry.data)
         if isinstance(error, exceptions.TaskCancelledError):
             return
-        print(f"(shoal) Unhandled error (its reference was dropped unread; suppress with RAY_IGNORE_UNHANDLED_ERRORS=1): {error}", file=sys.stderr)
+        print(
+            f"(shoal) Unhandled error (its reference was dropped unread; suppress with RAY_IGNORE_UNHANDLED_ERRORS=1): {error}",
+            file=sys.stderr,
+        )
 
     # --- messages ------------------------------------------------------------------------------------------
 

@@ -109,4 +109,3 @@ def _show_logs(runtime: CoreRuntime, settings: Settings) -> None:
 
     runtime.core.on_log_lines = arrived
     loop.call_soon_threadsafe(flush_due)
-

@@ -135,7 +135,9 @@ class IoThread:
         listener = await transport.listen(own_address, self._accept)
         agent = await transport.connect(request.agent_address, self._hold)
         registered: m.Registered = await agent.request(
-            m.RegisterProcess(0, request.worker_id, os.getpid(), own_address, b"\0" * 4 if request.is_driver else b"", request.log_to_driver)
+            m.RegisterProcess(
+                0, request.worker_id, os.getpid(), own_address, b"\0" * 4 if request.is_driver else b"", request.log_to_driver
+            )
         )
         settings = request.settings or msgspec.msgpack.decode(registered.settings, type=Settings)
         me = m.Address(request.worker_id, registered.node_id, own_address)

@@ -23,7 +23,14 @@ def run_worker(start: WorkerStart) -> int:
     request = JoinRequest(start.worker_id, start.agent_address, start.token, start.session_dir, False, arena_fd=start.arena_fd)
     thread = IoThread(request, _session_over)
     thread.start()
-    runtime = CoreRuntime(thread.core, thread.inbox, job_config=JobConfigRecord({}, "", []), control_address=thread.control_address, session_dir=start.session_dir, is_driver=False)
+    runtime = CoreRuntime(
+        thread.core,
+        thread.inbox,
+        job_config=JobConfigRecord({}, "", []),
+        control_address=thread.control_address,
+        session_dir=start.session_dir,
+        is_driver=False,
+    )
     runtime.execution = execution = Execution(thread.core, runtime, thread.inbox, session_dir=start.session_dir, ip="127.0.0.1")
     holder.install(runtime)
     thread.serve()

@@ -43,7 +43,9 @@ _logger = logging.getLogger(__name__)
 class CoreRuntime:
     """The process's runtime. Made by ``connect.py`` once the I/O thread runs."""
 
-    def __init__(self, core: Core, inbox: Inbox, *, job_config: m.JobConfigRecord, control_address: str, session_dir: str, is_driver: bool) -> None:
+    def __init__(
+        self, core: Core, inbox: Inbox, *, job_config: m.JobConfigRecord, control_address: str, session_dir: str, is_driver: bool
+    ) -> None:
         self.core = core
         self.inbox = inbox
         self.settings: Settings = core.settings
@@ -200,7 +202,9 @@ class CoreRuntime:
             entry = self._entries.get(task_id + b"\0\0\0\0")
             record = entry.task if entry is not None else None
             if record is not None and record.template.actor_id:
-                raise ValueError("force=True is not possible for an actor's method: it would end the actor. Use shoal.kill(actor) to do that.")
+                raise ValueError(
+                    "force=True is not possible for an actor's method: it would end the actor. Use shoal.kill(actor) to do that."
+                )
         self._post(self.core.tasks.cancel, (task_id, force, recursive))
 
     # --- objects -------------------------------------------------------------------------------------------
@@ -419,6 +423,7 @@ class CoreRuntime:
 
         def done(entry: Entry, _arg: Any) -> None:
             if entry.kind == STORED:
+
                 def pinned(place: Any) -> None:
                     deliver((future, entry, place, ref))
 
@@ -535,7 +540,9 @@ class CoreRuntime:
         except RequestFailed as error:
             raise self._as_exception(error) from None
         except ConnectionLost as error:
-            raise exceptions.RaySystemError(f"The session has ended: {error}. Call shoal.shutdown() and shoal.init() to start again.") from None
+            raise exceptions.RaySystemError(
+                f"The session has ended: {error}. Call shoal.shutdown() and shoal.init() to start again."
+            ) from None
 
     def _call(self, start: Callable[[], asyncio.Future[Any]], timeout_s: float | None = None) -> Any:
         """Run ``start`` on the I/O thread and block for the future it returns."""

@@ -220,9 +220,7 @@ class Streams:
         if stream is None:
             return None
         with stream.lock:
-            if not stream.lock.wait_for(
-                lambda: index in stream.items or (stream.length is not None and index >= stream.length), timeout_s
-            ):
+            if not stream.lock.wait_for(lambda: index in stream.items or (stream.length is not None and index >= stream.length), timeout_s):
                 raise TimeoutError
         return self.take(stream, index)
 

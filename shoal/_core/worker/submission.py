@@ -33,8 +33,19 @@ class Lease:
     """The right to push tasks of one shape to one worker."""
 
     __slots__ = (
-        "asked_back", "channel", "dead", "id", "idle_since", "in_flight", "last_progress", "pid", "queue", "resource_ids", "wanted",
-        "worker", "cause",
+        "asked_back",
+        "cause",
+        "channel",
+        "dead",
+        "id",
+        "idle_since",
+        "in_flight",
+        "last_progress",
+        "pid",
+        "queue",
+        "resource_ids",
+        "wanted",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, grant: LeaseGranted, queue: ShapeQueue, now: float) -> None:
@@ -155,9 +166,7 @@ class Submission:
         if missing > 0:
             first = ready[0]
             for _ in range(missing):
-                queue.requests.append(
-                    self.effects.request_lease(queue.shape, len(ready), first.display_name, first.retries != 0)
-                )
+                queue.requests.append(self.effects.request_lease(queue.shape, len(ready), first.display_name, first.retries != 0))
         elif not ready and queue.requests:
             self._trim_requests(queue)
 

@@ -176,9 +176,7 @@ class Tasks:
             peer = self.core.peers.get(grant.worker)
             peer.lease = lease
             lease.channel = peer
-            peer.send(
-                BeginLease(grant.lease_id, self.core.me, shape.job_id, grant.resource_ids, grant.placement_group, grant.bundle_index)
-            )
+            peer.send(BeginLease(grant.lease_id, self.core.me, shape.job_id, grant.resource_ids, grant.placement_group, grant.bundle_index))
             self._dirty[shape] = lease.queue
         elif isinstance(error, RequestFailed) and error.kind == "Cancelled":
             queue = self.submission.queues.get(shape)
@@ -304,10 +302,7 @@ class Tasks:
         if record.cancelled:
             self.fail(record, self._cancelled_error(record))
         elif record.retries != 0:
-            self.core.note(
-                f"Task {record.display_name} lost its worker ({_short(cause)}); "
-                f"running it again, attempt {record.attempt + 2}."
-            )
+            self.core.note(f"Task {record.display_name} lost its worker ({_short(cause)}); running it again, attempt {record.attempt + 2}.")
             self._retry(record)
         else:
             tries = record.attempt + 1

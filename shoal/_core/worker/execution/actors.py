@@ -1,8 +1,8 @@
 """Runs one actor in a worker: the instance, and its calls in the way its class asks for.
 
-    sync (max_concurrency 1)   main thread, in order of arrival
-    threaded                   one pool per concurrency group, the default group's size is max_concurrency
-    async (any async method)   one asyncio loop on the main thread, one semaphore per concurrency group
+sync (max_concurrency 1)   main thread, in order of arrival
+threaded                   one pool per concurrency group, the default group's size is max_concurrency
+async (any async method)   one asyncio loop on the main thread, one semaphore per concurrency group
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class ActorExecutor:
         runtime.enter_job(spec.job_id)
         apply_runtime_env(spec.shape.runtime_env)
         apply_lease_environment(dict(spec.shape.resources), message.resource_ids)
-        template = m.TaskTemplate(spec.class_id, f"{spec.class_name}.__init__", f"{spec.class_name}.__init__", spec.shape, actor_id=spec.actor_id)
+        template = m.TaskTemplate(
+            spec.class_id, f"{spec.class_name}.__init__", f"{spec.class_name}.__init__", spec.shape, actor_id=spec.actor_id
+        )
         caller = _ConstructorCaller(spec, template)
         call = Call(caller, m.PushTask(spec.actor_id + b"\0" * 8, 0, spec.args, spec.deps, stored_args=spec.stored_args))
         token = current_call.set(call)
@@ -325,6 +327,7 @@ class ActorExecutor:
             self._exiting = True
             return True
         return False
+
 
 class _ConstructorCaller(Caller):
     """Stands for the creator while ``__init__`` runs."""

@@ -74,8 +74,18 @@ class Call:
     """One pushed task or actor call."""
 
     __slots__ = (
-        "async_task", "caller", "cancelled", "error", "places", "placement_group", "ready", "resource_ids", "started_at", "stream_gate",
-        "task", "template",
+        "async_task",
+        "caller",
+        "cancelled",
+        "error",
+        "placement_group",
+        "places",
+        "ready",
+        "resource_ids",
+        "started_at",
+        "stream_gate",
+        "task",
+        "template",
     )  # fmt: skip
 
     def __init__(self, caller: Caller, task: PushTask) -> None:
@@ -223,7 +233,9 @@ class CallRunner:
             return isinstance(error, Exception)
         return isinstance(error, deserialize(asked))
 
-    def reply(self, call: Call, values: list[Value], refs: list[list[Any]], *, retry: bool = False, num_items: int = 0, exiting: bool = False) -> None:
+    def reply(
+        self, call: Call, values: list[Value], refs: list[list[Any]], *, retry: bool = False, num_items: int = 0, exiting: bool = False
+    ) -> None:
         """Hand the reply to the I/O thread."""
         duration = int((time.perf_counter() - call.started_at) * 1e6)
         done = TaskDone(call.task.task_id, values, duration, retry, num_items, exiting)

@@ -1,7 +1,7 @@
 """The I/O thread's half of execution: what owners push, cancel and take back, and the replies to them.
 
-    owner: BeginLease, DefineTemplate, PushTask...   -> Call -> run queue of the tasks or the actor
-    run side: reply                                  -> references inside registered for the owner, then TaskDone
+owner: BeginLease, DefineTemplate, PushTask...   -> Call -> run queue of the tasks or the actor
+run side: reply                                  -> references inside registered for the owner, then TaskDone
 """
 
 from __future__ import annotations

@@ -97,7 +97,9 @@ class MainThread:
             self.running = None
             self._interruptible = False
         if exiting:
-            self.leave(m.Cause("max_calls", f"max_calls={template.max_calls} of {template.name} was reached.", exit_code=0, pid=os.getpid()))
+            self.leave(
+                m.Cause("max_calls", f"max_calls={template.max_calls} of {template.name} was reached.", exit_code=0, pid=os.getpid())
+            )
 
     def _interruptibly(self, call: Call) -> Callable[..., Any]:
         """Return the task's function, wrapped so that a cancel can interrupt it and nothing else."""
