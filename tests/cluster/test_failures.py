@@ -285,7 +285,7 @@ def test_references_inside_a_handed_over_value_stay_good(cluster):
 
     for size in (10, MIB):
         [outer], pid = shoal.get(nest.remote(size))
-        wait_for(lambda: not os.path.exists(f"/proc/{pid}"), what="the end of the owner")
+        wait_for(lambda path=f"/proc/{pid}": not os.path.exists(path), what="the end of the owner")
         [inner] = shoal.get(outer, timeout=10)
         assert shoal.get(inner, timeout=10) == bytes([9]) * size
 
