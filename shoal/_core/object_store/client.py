@@ -200,6 +200,23 @@ class StoreClient:
         if pin is not None:
             self._drop([pin])
 
+    def hold_if_here(self, object_id: bytes) -> Place | None:
+        """Add a hold without asking the store, if this process has the object pinned. Any thread; end it with ``release``.
+
+        The hold is announced before the look, and the loop looks at what was announced after it has forgotten a pin and before it tells
+        the store; so one of the two always sees the other.
+        """
+        self._changes.append((object_id, 1))
+        pin = self._pins.get(object_id)
+        if pin is not None and pin.reply is None and pin.place is not None:
+            return pin.place
+        self._changes.append((object_id, -1))
+        return None
+
+    def release(self, object_id: bytes) -> None:
+        """End a hold of ``hold_if_here``. Any thread."""
+        self._reader_gone(object_id)
+
     def read(self, object_id: bytes, place: Place) -> tuple[memoryview, Callable[[], memoryview]]:
         """Return a read-only view of a held place, and a function that makes writable private views. Any thread, before ``unpin``.
 
@@ -281,7 +298,10 @@ class StoreClient:
             pin.holds -= 1
             if pin.holds == 0 and pin.reply is None and self._pins.get(pin.object_id) is pin:
                 del self._pins[pin.object_id]
-                unpinned.append(pin.object_id)
+                if (pin.object_id, 1) in tuple(self._changes):  # a reader came in this moment: see hold_if_here
+                    self._pins[pin.object_id] = pin
+                else:
+                    unpinned.append(pin.object_id)
         if unpinned and not self._closed:
             self._send(UnpinObjects(unpinned))
 

@@ -259,6 +259,11 @@ class CoreRuntime:
             entry = entries.get(refs[0]._id)
             if entry is not None and entry.kind == INLINE:
                 return [deserialize(entry.data)]
+            if entry is not None and entry.kind == STORED and (place := self.core.store.hold_if_here(entry.object_id)) is not None:
+                try:
+                    return [self._load(entry, {entry.object_id: place})]
+                finally:
+                    self.core.store.release(entry.object_id)
         self._check_refs(refs)
         found = [entries.get(ref._id) for ref in refs]
         places: dict[bytes, Any] = {}
