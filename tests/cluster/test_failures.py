@@ -296,3 +296,22 @@ def test_an_error_that_nobody_reads_is_printed(cluster, capfd, tmp_path):
     seen = []
     wait_for(lambda: seen.append(capfd.readouterr().err) or "ValueError" in "".join(seen), 5, "the notice")
     assert "Unhandled error" in "".join(seen)
+
+
+def test_a_crash_takes_no_finished_neighbour_with_it(cluster):
+    """Tasks that were finished when a later one of the same pipeline killed the worker keep their results, without any retry."""
+
+    @shoal.remote(max_retries=0)
+    def maybe_die(number: int, deadly: bool) -> int:
+        if deadly and number == 50:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    shoal.get([maybe_die.remote(i, False) for i in range(500)])  # a short task by now: a hundred are pipelined
+    refs = [maybe_die.remote(i, True) for i in range(300)]
+    for number, ref in enumerate(refs):
+        if number == 50:
+            with pytest.raises(exceptions.WorkerCrashedError):
+                shoal.get(ref)
+        else:
+            assert shoal.get(ref) == number

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -45,6 +46,14 @@ class Inbox:
         if not self._signalled and not self._later:
             self._later = True
             self._wake()
+
+    def barrier(self) -> None:
+        """Block until everything posted so far was handled and what it sent was written to its sockets. Not on the I/O thread."""
+        done = threading.Lock()
+        done.acquire()
+        # Connections write at the end of the turn in which they were sent to: that was scheduled before this is.
+        self.post(lambda _: self._loop.call_soon(done.release), None)
+        done.acquire()
 
     def _wake(self) -> None:
         if not self._closed:

@@ -46,6 +46,8 @@ class MainThread:
         self._interrupt: Call | None = None
         self._interruptible = False
         self._lease_id = -1
+        #: The last reply is for a task that has no retry left.
+        self._last_words = False
         self._actor: Any = None
         self._make_actor = make_actor
 
@@ -71,6 +73,10 @@ class MainThread:
             self.runner.give_back(call)
             self.inbound.reject(call)
             return
+        if self._last_words:
+            # The task before may not run again: its reply must be out before this one can take the process with it.
+            self._last_words = False
+            self.inbound.inbox.barrier()
         self._progress[: ids.TASK_BYTES] = call.task.task_id
         caller = call.caller
         if caller.lease_id != self._lease_id:
@@ -96,6 +102,7 @@ class MainThread:
         finally:
             self.running = None
             self._interruptible = False
+            self._last_words = 0 <= template.max_retries <= call.task.attempt
         if exiting:
             self.leave(
                 m.Cause("max_calls", f"max_calls={template.max_calls} of {template.name} was reached.", exit_code=0, pid=os.getpid())
