@@ -439,32 +439,34 @@ def test_context_of_a_task():
 # --- resources --------------------------------------------------------------------------------------------
 
 
-def overlap(function, number, at_least):
-    """Run ``number`` calls of a sleeper; return how many ran at once at most. Up to five times, as a busy machine may hold them up."""
-    for _ in range(5):
-        spans = shoal.get([function.remote() for _ in range(number)])
-        most = max(sum(begin <= at < end for begin, end in spans) for at, _ in spans)
-        if most >= at_least:
-            break
-    return most
-
-
-def sleeper():
+def rendezvous(folder, number):
+    """Come in; leave when ``number`` have come in. Returns when this call was inside."""
     begin = time.monotonic()
-    time.sleep(0.15)
+    (folder / f"in-{os.getpid()}-{begin}").touch()
+    while len(list(folder.iterdir())) < number:
+        time.sleep(0.002)
     return begin, time.monotonic()
 
 
-def test_two_cpus_run_two_tasks():
-    assert overlap(shoal.remote(sleeper), 5, 2) == 2
+def most_at_once(spans):
+    return max(sum(begin <= at < end for begin, end in spans) for at, _ in spans)
 
 
-def test_fractional_resources():
-    assert overlap(shoal.remote(num_cpus=0.5)(sleeper), 9, 4) == 4
+def test_two_cpus_run_two_tasks(tmp_path):
+    meet = shoal.remote(rendezvous)
+    spans = shoal.get([meet.remote(tmp_path, 2) for _ in range(6)], timeout=30)  # fewer at once would wait for ever
+    assert most_at_once(spans) == 2
 
 
-def test_zero_cpus_are_not_limited_to_two():
-    assert overlap(shoal.remote(num_cpus=0)(sleeper), 4, 3) >= 3
+def test_fractional_resources(tmp_path):
+    meet = shoal.remote(num_cpus=0.5)(rendezvous)
+    spans = shoal.get([meet.remote(tmp_path, 4) for _ in range(9)], timeout=30)
+    assert most_at_once(spans) == 4
+
+
+def test_zero_cpus_are_not_limited_to_two(tmp_path):
+    meet = shoal.remote(num_cpus=0)(rendezvous)
+    shoal.get([meet.remote(tmp_path, 5) for _ in range(5)], timeout=30)
 
 
 def test_resources_return():
