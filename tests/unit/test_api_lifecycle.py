@@ -117,9 +117,9 @@ def test_the_jobs_record():
 
 
 def test_a_submitted_jobs_environment_must_not_differ():
-    environ = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"working_dir": "/a", "env_vars": {"A": "1"}}})}
+    environ = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"working_dir": "/", "env_vars": {"A": "1"}}})}
     assert json.loads(record(environ, runtime_env={"env_vars": {"B": "2"}}).runtime_env)["env_vars"] == {"A": "1", "B": "2"}
-    for own in ({"working_dir": "/b"}, {"env_vars": {"A": "2"}}):
+    for own in ({"working_dir": "/tmp"}, {"env_vars": {"A": "2"}}):
         with pytest.raises(ValueError, match="differ"):
             record(environ, runtime_env=own)
         assert record({**environ, "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}, runtime_env=own)

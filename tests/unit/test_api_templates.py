@@ -15,6 +15,7 @@ from shoal._core.api.actor_handle import handle_from_spec
 from shoal._core.api.placement import PlacementGroup
 from shoal._core.serialization import unpickle_function
 from shoal._core.wire.messages import Address, JobConfigRecord, PlacementGroupList, PlacementGroupRecord, PlacementGroupSpec
+from shoal.exceptions import RuntimeEnvSetupError
 from shoal.util.scheduling_strategies import (
     DoesNotExist,
     In,
@@ -231,12 +232,16 @@ def test_children_of_a_capturing_task_go_into_its_group(runtime):
 
 
 def test_runtime_environments_merge(runtime):
-    runtime.job_config.runtime_env = '{"env_vars":{"A":"1","B":"1"},"working_dir":"/x"}'
+    runtime.job_config.runtime_env = '{"env_vars":{"A":"1","B":"1"},"working_dir":"/"}'
     own = template_of(runtime, runtime_env={"env_vars": {"B": "2"}}).shape.runtime_env
-    assert own == '{"env_vars":{"A":"1","B":"2"},"working_dir":"/x"}'
+    assert own == '{"env_vars":{"A":"1","B":"2"},"working_dir":"/"}'
     assert template_of(runtime).shape.runtime_env == ""
     with pytest.raises(TypeError, match="runtime_env"):
         template_of(runtime, runtime_env={"x": object()})
+    with pytest.raises(ValueError, match="env_vars"):
+        template_of(runtime, runtime_env={"env_var": {"A": "1"}})
+    with pytest.raises(RuntimeEnvSetupError, match="does not build"):
+        template_of(runtime, runtime_env={"pip": ["numpy"]})
 
 
 def test_retry_exceptions_travel_as_classes(runtime):

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from shoal._base.runtime import Runtime
+from shoal._base.suggestions import did_you_mean
+from shoal.exceptions import RuntimeEnvSetupError
+
+_BUILT = {"env_vars", "working_dir"}
+_NOT_BUILT = {
+    "conda", "config", "container", "excludes", "image_uri", "java_jars", "mpi", "nsight", "pip", "py_executable", "py_modules", "uv",
+    "worker_process_setup_hook",
+}  # fmt: skip
 
 
 def runtime_env_of(runtime: Runtime, own: Mapping[str, Any] | None) -> str:
@@ -32,6 +41,26 @@ def canonical_json(runtime_env: Mapping[str, Any]) -> str:
     if not runtime_env:
         return ""
     try:
-        return json.dumps(runtime_env, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(runtime_env, sort_keys=True, separators=(",", ":"))
     except TypeError as error:
         raise TypeError(f"A runtime_env may hold strings, numbers, lists and dicts only: {error}.") from None
+    _check_fields(runtime_env)
+    return text
+
+
+def _check_fields(runtime_env: Mapping[str, Any]) -> None:
+    """Refuse what workers would silently not do."""
+    for field in runtime_env:
+        if field in _NOT_BUILT:
+            raise RuntimeEnvSetupError(
+                f"runtime_env has the field {field!r}, which this version of shoal does not build. Workers run in the driver's own "
+                "environment: install what tasks need there. Built are: env_vars, working_dir (a local directory)."
+            )
+        if field not in _BUILT:
+            raise ValueError(f"Unknown field {field!r} in runtime_env.{did_you_mean(field, _BUILT | _NOT_BUILT)}")
+    working_dir = runtime_env.get("working_dir")
+    if working_dir is not None and not os.path.isdir(working_dir):
+        raise ValueError(f"runtime_env has working_dir={working_dir!r}, which is not a local directory.")
+    for name, value in runtime_env.get("env_vars", {}).items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"runtime_env['env_vars'] maps strings to strings, got {name!r}: {value!r}.")
