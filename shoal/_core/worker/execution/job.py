@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -14,10 +15,14 @@ def apply_job(config: JobConfigRecord) -> None:
     The import path becomes the driver's, so that a module that the driver could import can be imported here under the same name.
     """
     os.environ.update(config.env)
+    working_dir = json.loads(config.runtime_env or "{}").get("working_dir")
+    directory = working_dir or config.cwd
     try:
-        os.chdir(config.cwd)
+        os.chdir(directory)
     except OSError as error:
-        print(f"The driver's working directory {config.cwd} cannot be entered here: {error}. Tasks run in {os.getcwd()}.", file=sys.stderr)
+        print(f"The job's working directory {directory} cannot be entered here: {error}. Tasks run in {os.getcwd()}.", file=sys.stderr)
+    if working_dir:
+        sys.path.insert(0, working_dir)
     sys.path[:] = config.sys_path + [entry for entry in sys.path if entry not in config.sys_path]
     if config.logging:
         from shoal._base.log_config import LoggingConfig
