@@ -43,7 +43,7 @@ class ReplyFuture(asyncio.Future[Any]):
 
 
 class Connection:
-    """One end of a connection. Used from the loop's thread only.
+    """One end of a connection. Used from the loop's thread only, but for ``send_now``.
 
     Set ``on_message`` and ``on_close`` inside ``on_connection`` (accepted) or pass them to ``connect``. An exception out of
     ``on_message`` is logged and closes this connection only.
@@ -86,6 +86,10 @@ class Connection:
         if not out and not self._dispatching:
             self._loop.call_soon(self._flush)
         out.append(message)
+
+    def send_now(self, message: Message) -> bool:
+        """Send from any thread, without the loop; False if this message must be queued by ``send`` instead, as something is before it."""
+        return False
 
     def send_attached(self, message: Message, buffers: Sequence[Buffer]) -> None:
         """Queue a message with raw buffers, which are not copied and must not change before they are sent.

@@ -29,6 +29,7 @@ class Inbox:
         self._queue: deque[tuple[Callable[[Any], Any], Any]] = deque()
         self._signalled = False
         self._later = False
+        self._draining = False
         self._closed = False
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         loop.add_reader(self._fd, self._readable)
@@ -46,6 +47,10 @@ class Inbox:
         if not self._signalled and not self._later:
             self._later = True
             self._wake()
+
+    def idle(self) -> bool:
+        """Whether everything that the calling thread has posted was handled."""
+        return not self._queue and not self._draining
 
     def barrier(self) -> None:
         """Block until everything posted so far was handled and what it sent was written to its sockets. Not on the I/O thread."""
@@ -74,9 +79,13 @@ class Inbox:
         self._signalled = False
         self._later = False
         queue = self._queue
-        while queue:
-            fn, arg = queue.popleft()
-            fn(arg)
+        self._draining = True
+        try:
+            while queue:
+                fn, arg = queue.popleft()
+                fn(arg)
+        finally:
+            self._draining = False
         self._on_drained()
 
     def close(self) -> None:

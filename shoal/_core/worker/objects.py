@@ -109,6 +109,10 @@ class Objects:
             self.own.settle(entry)
         self.core.flush()
 
+    def has_unregistered(self) -> bool:
+        """Whether a reply has to wait for ``settle_borrows``. Any thread."""
+        return bool(self._unregistered)
+
     def settle_borrows(self) -> list[asyncio.Future[Any]]:
         """Register what the finished task still holds; the reply may leave when all returned futures are done."""
         if not self._unregistered:

@@ -236,9 +236,11 @@ class CallRunner:
     def reply(
         self, call: Call, values: list[Value], refs: list[list[Any]], *, retry: bool = False, num_items: int = 0, exiting: bool = False
     ) -> None:
-        """Hand the reply to the I/O thread."""
+        """Send the reply, or hand it to the I/O thread."""
         duration = int((time.perf_counter() - call.started_at) * 1e6)
         done = TaskDone(call.task.task_id, values, duration, retry, num_items, exiting)
+        if not (exiting or call.template.num_returns < 0 or any(refs)) and self.inbound.reply_now(call, done):
+            return
         if exiting:  # before the owner returns the lease: the node agent must not lend out a process that leaves
             cause = Cause("worker_exit", f"It left after {call.name}.", pid=self.inbound.pid)
             self.inbound.inbox.post(self.core.agent.send, ProcessExiting(cause))
