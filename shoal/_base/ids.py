@@ -57,6 +57,10 @@ class TaskIdSource:
         self.suffix = (process or os.urandom(TASK_BYTES - 8 - JOB_BYTES)) + job_id
         self._counter = itertools.count(1)
 
+    def enter_job(self, job_id: JobId) -> None:
+        """Draw for another job from now on: a worker that ran nothing yet learns whose it is."""
+        self.suffix = self.suffix[:-JOB_BYTES] + job_id
+
     def next(self) -> TaskId:
         """Return a fresh id. Safe from any thread: ``itertools.count`` advances in one step under the interpreter lock."""
         return TaskId(next(self._counter).to_bytes(8, "big") + self.suffix)

@@ -32,5 +32,5 @@ def test_many_threads_read_and_drop_one_object_and_no_pin_is_left(session):
     # A question to the node agent comes back after the releases that were queued before it.
     shoal.get(shoal.put(np.zeros(1 << 18)))
     current = runtime.current()
-    current._call(lambda: current.core.store.pin([]))
+    current.bridge.call(lambda: current.core.store.pin([]))
     assert current.core.store.held() <= 1

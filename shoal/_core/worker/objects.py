@@ -104,7 +104,7 @@ class Objects:
                 self._register_now(entry)
                 return
         elif entry.kind == PENDING:
-            self.complete(entry, FAILED, _error_bytes(error, entry))
+            self.complete(entry, FAILED, error_bytes(error, entry))
         if entry.count <= 0:
             self.own.settle(entry)
         self.core.flush()
@@ -156,7 +156,7 @@ class Objects:
         if error is not None:
             entry.grants = 0
             if entry.kind == PENDING and not entry.fetching:
-                self.complete(entry, FAILED, _error_bytes(error, entry))
+                self.complete(entry, FAILED, error_bytes(error, entry))
             self.core.flush()
 
     # --- completing ----------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ class Objects:
             self.owner_lost(entry.owner)
             self._fetch(entry)
         else:
-            self.complete(entry, FAILED, _error_bytes(error, entry))
+            self.complete(entry, FAILED, error_bytes(error, entry))
         self.core.flush()
 
     def lost(self, entry: Entry) -> None:
@@ -319,7 +319,7 @@ class Objects:
                 return
             if isinstance(error, RequestFailed):
                 self.own.reset(entry)
-                self.complete(entry, FAILED, _error_bytes(error, entry))
+                self.complete(entry, FAILED, error_bytes(error, entry))
             elif error is None:
                 self.lost(entry)
                 if entry.kind != PENDING:
@@ -374,7 +374,7 @@ class Objects:
             entry.count += 1
 
 
-def _error_bytes(error: BaseException, entry: Entry) -> bytes:
+def error_bytes(error: BaseException, entry: Entry) -> bytes:
     """Turn a failed request into the serialized error that ``get`` raises."""
     object_id = entry.object_id.hex()
     if isinstance(error, RequestFailed):

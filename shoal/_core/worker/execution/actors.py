@@ -253,7 +253,7 @@ class ActorExecutor:
         groups = {"": self.spec.max_concurrency, **self.spec.concurrency_groups}
         self._semaphores = {group: asyncio.Semaphore(size) for group, size in groups.items()}
         self._stopped = asyncio.Event()
-        self.runner.runtime.warn_async_get = self.runner.runtime.settings.warn_blocking_get_inside_async
+        self.runner.runtime.reader.warn_async_get = self.runner.runtime.settings.warn_blocking_get_inside_async
         self._start_arrived()
         await self._stopped.wait()
 

@@ -1,0 +1,93 @@
+"""From a user thread to the I/O thread and back: posting, and blocking for an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from shoal import exceptions
+from shoal._base.references import ObjectRef
+from shoal._core.serialization import deserialize_error, error_named
+from shoal._core.transport import ConnectionLost, RequestFailed
+
+from .core import Core
+from .inbox import Inbox
+from .waiting import CallOperation
+
+
+class Bridge:
+    """One per process; every method may be called from any user thread."""
+
+    def __init__(self, core: Core, inbox: Inbox) -> None:
+        self._core = core
+        self.closed = False
+        # Bound once: these run for every reference and every call.
+        self.post = inbox.post
+        self.post_later = inbox.post_later
+
+    def check_open(self) -> None:
+        if self.closed:
+            raise exceptions.RaySystemError("shoal was shut down in this process. Call shoal.init() to start again.")
+
+    def check_refs(self, refs: Sequence[ObjectRef[Any]], runtime: object) -> None:
+        """Refuse references of a session that is over. Raises ValueError, RaySystemError."""
+        for ref in refs:
+            if ref._runtime is not runtime:
+                raise ValueError(
+                    f"The owner of {ref!r} is unknown: the reference belongs to an earlier session, which was shut down. "
+                    "Make the object again in this session."
+                )
+        self.check_open()
+
+    def request_control_store(self, message: Any, timeout_s: float | None = None) -> Any:
+        return self.request(lambda: self._core.control_store.request(message), timeout_s)
+
+    def request_node_agent(self, message: Any, timeout_s: float | None = None) -> Any:
+        return self.request(lambda: self._core.agent.request(message), timeout_s)
+
+    def request(self, start: Callable[[], asyncio.Future[Any]], timeout_s: float | None) -> Any:
+        self.check_open()
+        try:
+            return self.call(start, timeout_s)
+        except RequestFailed as error:
+            raise self.as_exception(error) from None
+        except ConnectionLost as error:
+            raise exceptions.RaySystemError(
+                f"The session has ended: {error}. Call shoal.shutdown() and shoal.init() to start again."
+            ) from None
+
+    def call(self, start: Callable[[], asyncio.Future[Any]], timeout_s: float | None = None) -> Any:
+        """Run ``start`` on the I/O thread and block for the future it returns."""
+        operation = CallOperation()
+
+        def done(future: asyncio.Future[Any]) -> None:
+            if future.cancelled():
+                operation.error = ConnectionLost("the request was dropped")
+            elif (error := future.exception()) is not None:
+                operation.error = error
+            else:
+                operation.result = future.result()
+            operation.fire()
+
+        def run(_arg: None) -> None:
+            try:
+                start().add_done_callback(done)
+            except Exception as error:  # delivered to the thread that asked
+                operation.error = error
+                operation.fire()
+
+        self.post(run, None)
+        if not operation.wait(timeout_s):
+            raise exceptions.GetTimeoutError(f"No answer within {timeout_s} s.")
+        if operation.error is not None:
+            raise operation.error
+        return operation.result
+
+    def as_exception(self, error: RequestFailed) -> Exception:
+        if error.detail:
+            detail = deserialize_error(error.detail)
+            if isinstance(detail, Exception):
+                return detail
+        named = error_named(error.kind, error.message)
+        return named if isinstance(named, Exception) else exceptions.RaySystemError(error.message)

@@ -1,0 +1,48 @@
+"""The end of a process by plan: what others still need of it goes to the node agent. Runs on the I/O thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from shoal._core.wire import messages as m
+
+from .core import Core
+from .entries import STORED, Entry
+
+
+async def finish_tasks(core: Core, cause: m.Cause, stopping: Callable[[], bool]) -> None:
+    """The process leaves by plan: what it submitted runs to its end first, because nobody else can answer for it."""
+    core.agent.send(m.ProcessExiting(cause))
+    while core.tasks.has_unfinished() and not core.closing and not stopping():
+        await asyncio.sleep(0.01)
+
+
+async def hand_over(core: Core, cause: m.Cause) -> None:
+    """Give the node agent what others hold of this process, and leave the session. Returns when the agent has it."""
+    core.agent.send(m.ProcessExiting(cause))
+    # What others hold, and what is inside of that, to any depth.
+    held: dict[bytes, Entry] = {}
+    todo = [entry for entry in core.objects.own.entries.values() if entry.owner is None and entry.borrowers and entry.kind >= 0]
+    while todo:
+        entry = todo.pop()
+        if entry.object_id not in held:
+            held[entry.object_id] = entry
+            todo += [inner for inner in entry.inner or () if inner.owner is None and inner.kind >= 0]
+    foreign = [inner for entry in held.values() for inner in entry.inner or () if inner.owner is not None]
+    # The agent holds what is inside before we let go of it; only then are the counts final.
+    await asyncio.gather(*core.objects.grant(foreign, core.agent_address), return_exceptions=True)
+    kept = []
+    for entry in held.values():
+        value = m.Value(entry.kind, refs=core.objects.infos(entry.inner or []))
+        if entry.kind == STORED:
+            value.nbytes = entry.data
+        elif entry.kind >= 0:
+            value.data = entry.data
+        else:
+            continue  # released meanwhile
+        kept.append(m.OwnedObject(entry.object_id, value, [(address, count) for address, count in (entry.borrowers or {}).values()]))
+    if kept:
+        await core.agent.request(m.AdoptObjects(0, kept))
+    await core.close()
+    await asyncio.sleep(0.005)

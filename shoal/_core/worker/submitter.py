@@ -1,0 +1,172 @@
+"""Calls that this process makes: arguments serialized, entries of the returns made, the record posted. Never blocks for a task."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from typing import Any
+
+from shoal import exceptions
+from shoal._base.ids import TaskIdSource, object_id
+from shoal._base.references import ObjectRef, ObjectRefGenerator
+from shoal._base.runtime import Runtime
+from shoal._core.serialization import Serialized, serialize_args
+from shoal._core.transport import RequestFailed
+from shoal._core.wire import messages as m
+
+from .bridge import Bridge
+from .core import Core
+from .entries import Entry
+from .execution.calls import current_call
+from .records import TaskRecord
+from .values import Values
+
+_NO_IDS: list[bytes] = []
+
+
+class Submitter:
+    """User threads' way to tasks and actors."""
+
+    def __init__(
+        self,
+        core: Core,
+        bridge: Bridge,
+        values: Values,
+        runtime: Runtime,
+        ids: TaskIdSource,
+        blocked: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._core = core
+        self._bridge = bridge
+        self._post = bridge.post
+        self._values = values
+        self._runtime = runtime
+        self._ids = ids
+        self._blocked = blocked
+        self._entries = core.objects.own.entries
+        self._inline_limit = core.settings.inline_limit_bytes
+        self._exported: set[bytes] = set()
+        #: Actor id -> max_pending_calls, of actors that have one; and how many calls were submitted to those.
+        self._pending_limits: dict[bytes, int] = {}
+        self._submitted: dict[bytes, int] = {}
+        self._out_of_order: set[bytes] = set()
+
+    def export(self, pickled: bytes, function_id: bytes | None = None) -> bytes:
+        function_id = function_id or hashlib.sha224(pickled).digest()
+        if function_id not in self._exported:
+            self._exported.add(function_id)
+            self._post(self._core.control_store.send, m.PutFunction(function_id, self._core.job_id, pickled))
+        return function_id
+
+    def submit_task(self, template: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "") -> Any:
+        record, deps, held, result, _alive = self._record(template, args, kwargs, name)
+        self._post(self._core.tasks.submit, (record, deps, held))
+        return result
+
+    def submit_actor_call(self, template: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "") -> Any:
+        limit = self._pending_limits.get(template.actor_id) if self._pending_limits else None
+        if limit is not None and (pending := self.pending_calls(template.actor_id)) >= limit:
+            raise exceptions.PendingCallsLimitExceeded(
+                f"{pending} calls to actor {template.name} are pending, and its max_pending_calls is {limit}. "
+                "Wait for some of them (shoal.wait), or raise the limit."
+            )
+        record, deps, held, result, _alive = self._record(template, args, kwargs, name)
+        if limit is not None:
+            self._submitted[template.actor_id] = self._submitted.get(template.actor_id, 0) + 1
+        self._post(self._core.actors.submit, (record, deps, held))
+        return result
+
+    def know_actor(self, actor_id: bytes, *, out_of_order: bool, max_pending_calls: int) -> None:
+        """A handle of the actor appeared in this process."""
+        if max_pending_calls > 0:
+            self._pending_limits[actor_id] = max_pending_calls
+        if out_of_order and actor_id not in self._out_of_order:
+            self._out_of_order.add(actor_id)
+            self._post(self._core.actors.runs_out_of_order, actor_id)
+
+    def _record(
+        self, template: m.TaskTemplate, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
+    ) -> tuple[TaskRecord, Sequence[bytes], Sequence[bytes], Any, Any]:
+        """Make the record of a call, the entries of its returns, what the caller gets, and what must stay alive until the call is posted:
+        references made on the way, whose drop would be posted before the call pins them."""
+        self._bridge.check_open()
+        serialized = serialize_args(args, kwargs)
+        deps: list[bytes] = [ref._id for ref in serialized.deps] if serialized.deps else _NO_IDS
+        held: list[bytes] = [ref._id for ref in serialized.refs] if serialized.refs else _NO_IDS
+        data, blob = self._args_data(serialized.data)
+        if blob is not None:
+            deps = [*deps, blob._id]
+        task_id = self._ids.next()
+        call = current_call.get()
+        parent = b"" if call is None else call.task.task_id
+        count = template.num_returns
+        result: Any
+        if count == 1:
+            first = task_id + b"\0\0\0\0"
+            entry = Entry(first, 1)
+            record = TaskRecord(task_id, template, data, [entry], parent, name)
+            entry.task = record
+            self._entries[first] = entry
+            result = ObjectRef(first, None, counted=True, _runtime=self._runtime)
+        else:
+            number = max(count, 1) if count < 0 else count
+            entries = [Entry(object_id(task_id, i), 1) for i in range(number)]
+            record = TaskRecord(task_id, template, data, entries, parent, name)
+            refs: list[ObjectRef[Any]] = []
+            for entry in entries:
+                entry.task = record
+                self._entries[entry.object_id] = entry
+                refs.append(ObjectRef(entry.object_id, None, counted=True, _runtime=self._runtime))
+            result = refs or None
+            if count < 0:
+                self._core.streams.open(record)
+                result = ObjectRefGenerator(task_id, refs[0], self._runtime) if count == -1 else refs[0]
+        record.stored_args = blob is not None
+        return record, deps, held, result, (serialized, blob)
+
+    def _args_data(self, data: bytes | Serialized) -> tuple[bytes, ObjectRef[Any] | None]:
+        """Return the arguments for the message, or, when they are too large for one, the object that holds them."""
+        if type(data) is bytes:
+            if len(data) <= self._inline_limit:
+                return data, None
+            data = Serialized([data], len(data), [])
+        elif data.nbytes <= self._inline_limit:  # type: ignore[union-attr]
+            return data.to_bytes(), None  # type: ignore[union-attr]
+        return b"", self._values.put_serialized(data)  # type: ignore[arg-type]
+
+    def cancel(self, task_id: bytes, force: bool, recursive: bool) -> None:
+        if force:
+            entry = self._entries.get(task_id + b"\0\0\0\0")
+            record = entry.task if entry is not None else None
+            if record is not None and record.template.actor_id:
+                raise ValueError(
+                    "force=True is not possible for an actor's method: it would end the actor. Use shoal.kill(actor) to do that."
+                )
+        self._post(self._core.tasks.cancel, (task_id, force, recursive))
+
+    def create_actor(self, spec: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._bridge.check_open()
+        serialized = serialize_args(args, kwargs)
+        spec.owner = self._core.me
+        deps = [ref._id for ref in serialized.deps]
+        held = [ref._id for ref in serialized.refs]
+        spec.args, blob = self._args_data(serialized.data)
+        if blob is not None:
+            deps.append(blob._id)
+            spec.stored_args = True
+        if not spec.name:
+            self._post(self._core.actors.create, (spec, deps, held, None))
+            return
+        future: Future[None] = Future()
+        self._post(self._core.actors.create, (spec, deps, held, future))
+        with self._blocked():
+            try:
+                future.result()
+            except RequestFailed as error:
+                raise self._bridge.as_exception(error) from None
+
+    def pending_calls(self, actor_id: bytes) -> int:
+        """Return how many calls of this process to the actor are not answered."""
+        return self._submitted.get(actor_id, 0) - self._core.actors.answered.get(actor_id, 0)
