@@ -1,6 +1,7 @@
 """The I/O thread's half of a driver or worker: connections, and which message goes where.
 
-Owns: the connections to the node agent, the control store and other processes, and the four shells (objects, tasks, actors, streams).
+Owns: the connections to the node agent, the control store and other processes, and the shells: objects, tasks, leasing, cancellation,
+recovery, actors, streams.
 Runs: on the I/O thread only; user threads come in through ``inbox``.
 Must not know: threads, blocking, user code. Under a virtual loop many cores run in one thread.
 """
@@ -21,9 +22,12 @@ from shoal._core.transport import Connection, Listener, Transport
 from shoal._core.wire import messages as m
 
 from .actors import Actors, ActorToken
+from .cancellation import Cancellation
 from .entries import BorrowedEntry, Entry
+from .leasing import Leasing
 from .objects import Objects
 from .peers import Peer, Peers
+from .recovery import Recovery
 from .streams import Streams
 from .tasks import Tasks
 
@@ -80,9 +84,12 @@ class Core:
         self.peers = Peers(loop, transport, self._peer_message, self.flush, self._peer_lost)
         self.objects = Objects(self)
         self.tasks = Tasks(self)
+        self.leasing = Leasing(self)
+        self.cancellation = Cancellation(self)
+        self.recovery = Recovery(self)
         self.actors = Actors(self)
         self.streams = Streams(self)
-        objects, tasks, actors = self.objects, self.tasks, self.actors
+        objects, leasing, actors = self.objects, self.leasing, self.actors
         #: Messages of borrowers and owners, whoever opened the connection.
         self._shared: dict[type, Callable[[Any, Any], None]] = {
             m.GetObject: objects.on_get_object,
@@ -94,18 +101,18 @@ class Core:
         self._from_executor: dict[type, Callable[[Any, Any], None]] = {
             m.TaskDone: self._task_done,
             m.GeneratorItem: self.streams.on_item,
-            m.HandBack: tasks.on_hand_back,
+            m.HandBack: leasing.on_hand_back,
         }
         self._from_agent: dict[type, Callable[[Any, Any], None]] = {
-            m.LeaseWanted: tasks.on_lease_wanted,
-            m.LeaseInfeasible: tasks.on_lease_infeasible,
-            m.WorkerDied: tasks.on_worker_died,
+            m.LeaseWanted: leasing.on_lease_wanted,
+            m.LeaseInfeasible: leasing.on_lease_infeasible,
+            m.WorkerDied: leasing.on_worker_died,
             m.LogLines: self._log_lines,
             **self._shared,
         }
         self._from_control_store: dict[type, Callable[[Any, Any], None]] = {
             m.ActorUpdate: actors.on_actor_update,
-            m.LeaseInfeasible: tasks.on_lease_infeasible,
+            m.LeaseInfeasible: leasing.on_lease_infeasible,
         }
 
     # --- starting and ending -------------------------------------------------------------------------------
@@ -141,7 +148,7 @@ class Core:
 
     def flush(self) -> None:
         """Send what gathered during this turn of the loop; called after every batch of messages and of inbox items."""
-        self.tasks.flush()
+        self.leasing.flush()
         self.actors.flush()
         self.objects.flush()
         if self.settings.debug:
@@ -210,7 +217,7 @@ class Core:
         if handler is not None:
             handler(connection, message)
         elif type(message) is m.CancelTask:
-            self.tasks.on_cancel_task(connection, message)
+            self.cancellation.on_cancel_task(connection, message)
         elif type(message) is m.CancelRequest:
             return  # an answer that nobody waits for is dropped by the other side
         else:
@@ -235,10 +242,10 @@ class Core:
         if peer.calls is not None:
             self.actors.on_task_done(peer, message)
         else:
-            self.tasks.on_task_done(peer, message)
+            self.leasing.on_task_done(peer, message)
 
     def _peer_lost(self, peer: Peer) -> None:
-        self.tasks.peer_lost(peer)
+        self.leasing.peer_lost(peer)
         self.actors.peer_lost(peer)
         self.objects.peer_lost(peer.address)
         self.flush()
@@ -287,11 +294,11 @@ class Core:
             if isinstance(entry, BorrowedEntry):
                 self.actors.handle_gone(entry.object_id)
             self.streams.item_released(entry)
-            self.tasks.entry_released(entry)
+            self.recovery.entry_released(entry)
 
     def check(self) -> None:
         """Assert the invariants of all parts."""
         self.objects.own.check()
-        self.tasks.submission.check()
+        self.leasing.submission.check()
         for calls in self.actors.calls.values():
             calls.check()

@@ -14,7 +14,7 @@ from .entries import STORED, Entry
 async def finish_tasks(core: Core, cause: m.Cause, stopping: Callable[[], bool]) -> None:
     """The process leaves by plan: what it submitted runs to its end first, because nobody else can answer for it."""
     core.agent.send(m.ProcessExiting(cause))
-    while core.tasks.has_unfinished() and not core.closing and not stopping():
+    while core.cancellation.has_unfinished() and not core.closing and not stopping():
         await asyncio.sleep(0.01)
 
 

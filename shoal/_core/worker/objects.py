@@ -200,7 +200,7 @@ class Objects:
             if entry.kind == PENDING and not entry.fetching:
                 self._fetch(entry)
         elif entry.kind < PENDING:
-            self.core.tasks.recover(entry)
+            self.core.recovery.recover(entry)
 
     def _fetch(self, entry: BorrowedEntry) -> None:
         if entry.owner.worker_id == self.core.me.worker_id:
@@ -237,7 +237,7 @@ class Objects:
             self.own.reset(entry)
             self._fetch(entry)
         else:
-            self.core.tasks.recover(entry)
+            self.core.recovery.recover(entry)
 
     # --- blocked threads -----------------------------------------------------------------------------------
 
@@ -366,7 +366,7 @@ class Objects:
     def on_report_lost(self, _channel: Any, message: ReportLost) -> None:
         entry = self.own.entries.get(message.object_id)
         if entry is not None and entry.kind == STORED and not isinstance(entry, BorrowedEntry):
-            self.core.tasks.recover(entry)
+            self.core.recovery.recover(entry)
 
     def on_pin_forever(self, _channel: Any, message: PinForever) -> None:
         entry = self.own.entries.get(message.object_id)

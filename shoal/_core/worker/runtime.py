@@ -127,7 +127,7 @@ class CoreRuntime:
                 raise ValueError(
                     "force=True is not possible for an actor's method: it would end the actor. Use shoal.kill(actor) to do that."
                 )
-        self._post(self.core.tasks.cancel, (task_id, force, recursive))
+        self._post(self.core.cancellation.cancel, (task_id, force, recursive))
 
     def generator_next(self, task_id: bytes, index: int, timeout_s: float | None) -> ObjectRef[Any] | None:
         if self.core.streams.ready(task_id, index):

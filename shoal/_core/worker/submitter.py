@@ -136,16 +136,6 @@ class Submitter:
             return data.to_bytes(), None  # type: ignore[union-attr]
         return b"", self._values.put_serialized(data)  # type: ignore[arg-type]
 
-    def cancel(self, task_id: bytes, force: bool, recursive: bool) -> None:
-        if force:
-            entry = self._entries.get(task_id + b"\0\0\0\0")
-            record = entry.task if entry is not None else None
-            if record is not None and record.template.actor_id:
-                raise ValueError(
-                    "force=True is not possible for an actor's method: it would end the actor. Use shoal.kill(actor) to do that."
-                )
-        self._post(self._core.tasks.cancel, (task_id, force, recursive))
-
     def create_actor(self, spec: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._bridge.check_open()
         serialized = serialize_args(args, kwargs)

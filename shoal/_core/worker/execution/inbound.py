@@ -169,7 +169,7 @@ class Inbound:
             return message.task_id not in self._owned_tasks()
         call.cancelled = True
         if message.recursive:
-            self.core.tasks.cancel_children(message.task_id, message.force)
+            self.core.cancellation.cancel_children(message.task_id, message.force)
         if self.actor is not None:
             self.actor.cancel(call)
         else:

@@ -1,0 +1,218 @@
+"""Leases as their holder's I/O thread sees them: asked for, granted, filled with tasks, given back, lost with their worker.
+
+Decides nothing (``submission.py`` does); it connects the decisions to messages of the node agent and of leased workers.
+
+    request_lease -> LeaseGranted -> BeginLease, PushTask... -> TaskDone -> push more, or ReturnLease
+                                                             -> HandBack -> queued again
+                                                             -> worker lost -> each of its tasks is told
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Any
+
+from shoal._core.serialization import error_named, serialize_system_error
+from shoal._core.transport import RequestFailed
+from shoal._core.wire.messages import (
+    AskHandBack,
+    BeginLease,
+    CancelRequest,
+    Cause,
+    HandBack,
+    LeaseGranted,
+    LeaseInfeasible,
+    LeaseWanted,
+    RequestLease,
+    ReturnLease,
+    Shape,
+    TaskDone,
+    WorkerDied,
+)
+
+from .cancellation import cancelled_error
+from .peers import Peer
+from .records import TaskRecord
+from .submission import Lease, ShapeQueue, Submission
+
+if TYPE_CHECKING:
+    from .core import Core
+
+#: Seconds between two looks at idle and stalled leases, while there are any.
+TICK_S = 0.01
+#: Seconds to wait for the node agent's word about a worker whose connection is gone.
+DEATH_NOTICE_S = 2.0
+#: Seconds to wait for the end of a dead worker's connection, behind which nothing more can come.
+LAST_WORDS_S = 0.1
+
+
+class Leasing:
+    """The shell around submission. I/O thread only."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.submission = Submission(core.settings, self)
+        self._dirty: dict[Shape, ShapeQueue] = {}
+        self._request_rids: dict[int, Any] = {}
+        self._next_request = 0
+        self._ticking = False
+        self._warned: set[str] = set()
+
+    def enqueue(self, record: TaskRecord, *, front: bool = False) -> None:
+        """Queue a task whose arguments are ready."""
+        queue = self.submission.enqueue(record, front=front)
+        self._dirty[queue.shape] = queue
+
+    def flush(self) -> None:
+        """Push what this turn of the loop made ready."""
+        if self._dirty:
+            dirty, self._dirty = self._dirty, {}
+            now = self.core.loop.time()
+            for queue in dirty.values():
+                self.submission.pump(queue, now)
+        if not self._ticking and self.submission.leases and self.submission.restless():
+            self._ticking = True
+            self.core.loop.call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._ticking = False
+        if self.core.closing:
+            return
+        if self.submission.tick(self.core.loop.time()):
+            self._ticking = True
+            self.core.loop.call_later(TICK_S, self._tick)
+
+    # --- effects of submission -----------------------------------------------------------------------------
+
+    def request_lease(self, shape: Shape, backlog: int, name: str, retriable: bool) -> int:
+        self._next_request += 1
+        number = self._next_request
+        message = RequestLease(0, shape, backlog, retriable, name)
+        future = self.core.agent.request(message)
+        self._request_rids[number] = message
+        future.add_done_callback(lambda done: self._lease_answered(shape, number, done))
+        return number
+
+    def cancel_lease_request(self, request: int) -> None:
+        # Not future.cancel(): a grant that is already on its way must still be seen, or the lease would be lost.
+        message = self._request_rids.get(request)
+        if message is not None:
+            self.core.agent.send(CancelRequest(message.rid))
+
+    def _lease_answered(self, shape: Shape, number: int, done: asyncio.Future[Any]) -> None:
+        self._request_rids.pop(number, None)
+        if done.cancelled() or self.core.closing:
+            return
+        error = done.exception()
+        if error is None:
+            grant: LeaseGranted = done.result()
+            lease = self.submission.granted(shape, number, grant, self.core.loop.time())
+            peer = self.core.peers.get(grant.worker)
+            peer.lease = lease
+            lease.channel = peer
+            peer.send(BeginLease(grant.lease_id, self.core.me, shape.job_id, grant.resource_ids, grant.placement_group, grant.bundle_index))
+            self._dirty[shape] = lease.queue
+        elif isinstance(error, RequestFailed) and error.kind == "Cancelled":
+            queue = self.submission.queues.get(shape)
+            if queue is not None and number in queue.requests:
+                queue.requests.remove(number)
+                self._dirty[shape] = queue
+        else:
+            kind = error.kind if isinstance(error, RequestFailed) else "RaySystemError"
+            text = error.message if isinstance(error, RequestFailed) else f"The node agent cannot be reached: {error}"
+            data = serialize_system_error(error_named(kind, text))
+            for record in self.submission.refused(shape, number):
+                self.core.tasks.fail(record, data)
+        self.core.flush()
+
+    def push(self, lease: Lease, records: list[TaskRecord]) -> None:
+        peer: Any = lease.channel
+        for record in records:
+            peer.send(self.core.tasks.wire_task(peer, record))
+
+    def return_lease(self, lease: Lease) -> None:
+        peer: Any = lease.channel
+        if peer is not None and peer.lease is lease:
+            peer.lease = None
+        self.core.agent.send(ReturnLease(lease.id))
+
+    def ask_hand_back(self, lease: Lease) -> None:
+        peer: Any = lease.channel
+        peer.send(AskHandBack(lease.id))
+
+    # --- messages from the node agent and from workers -----------------------------------------------------
+
+    def on_lease_wanted(self, _channel: Any, message: LeaseWanted) -> None:
+        self.submission.wanted(message.lease_id)
+
+    def on_lease_infeasible(self, _channel: Any, message: LeaseInfeasible) -> None:
+        if message.message not in self._warned:
+            self._warned.add(message.message)
+            print(f"(shoal) WARNING: {message.message}", file=sys.stderr)
+
+    def on_task_done(self, peer: Peer, message: TaskDone) -> None:
+        lease: Lease | None = peer.lease
+        if lease is None:
+            return
+        record = self.submission.finished(message.task_id, lease, message.duration_us * 1e-6, self.core.loop.time())
+        if message.exiting:
+            self.submission.retire(lease)
+        self._dirty[lease.queue.shape] = lease.queue
+        if record is not None:
+            self.core.tasks.finish(record, message)
+        if lease.wanted or lease.dead:
+            self.submission.settle(lease)
+
+    def on_hand_back(self, peer: Peer, message: HandBack) -> None:
+        lease: Lease | None = peer.lease
+        if lease is not None:
+            cancelled = [r for task_id in message.task_ids if (r := lease.in_flight.get(task_id)) is not None and r.cancelled]
+            self.submission.handed_back(lease, message.task_ids, self.core.loop.time())
+            for record in cancelled:
+                if self.submission.remove(record):
+                    self.core.tasks.fail(record, cancelled_error(record))
+            self._dirty[lease.queue.shape] = lease.queue
+            self.submission.settle(lease)
+
+    def peer_lost(self, peer: Peer) -> None:
+        """A leased worker's connection is gone: wait for the node agent to say why."""
+        lease: Lease | None = peer.lease
+        if lease is not None and not self.core.closing:
+            lease.dead = True
+            if lease.cause is not None:
+                self._worker_gone(lease, lease.cause)
+            else:
+                self.core.loop.call_later(DEATH_NOTICE_S, self._worker_gone, lease, None)
+
+    def on_worker_died(self, _channel: Any, message: WorkerDied) -> None:
+        lease = self.submission.leases.get(message.lease_id)
+        if lease is not None:
+            peer: Any = lease.channel
+            if peer is None or peer.lost or lease.dead:
+                self._worker_gone(lease, message.cause)
+            else:
+                # Its last replies may still be unread: the end of its connection comes after them. (A child may hold that open.)
+                lease.cause, lease.dead = message.cause, True
+                self.core.loop.call_later(LAST_WORDS_S, self._worker_gone, lease, message.cause)
+            self.core.flush()
+
+    def _worker_gone(self, lease: Lease, cause: Cause | None) -> None:
+        if lease.id not in self.submission.leases:
+            return
+        records = self.submission.lost(lease)
+        peer: Any = lease.channel
+        if peer is not None:
+            peer.lease = None
+        if not (cause is not None and cause.pid):
+            self.core.agent.send(ReturnLease(lease.id, worker_failed=True))
+        started = cause.started if cause is not None else b""
+        order = [record.task_id for record in records]
+        maybe_run = len(records)
+        if started:
+            maybe_run = order.index(started) + 1 if started in order else 0
+        for record in reversed(records[maybe_run:]):
+            self.core.tasks.requeue(record)
+        for record in records[:maybe_run]:
+            self.core.tasks.lost_with_worker(record, cause or Cause("worker_exit", "Its connection was lost."))
+        self.core.flush()

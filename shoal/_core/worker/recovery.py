@@ -1,0 +1,101 @@
+"""Lost objects are computed again, from the lineage that their owner kept. I/O thread only.
+
+object lost -> recover -> the task is submitted again, its arguments first
+                       -> ObjectReconstructionFailedError, with the reason
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shoal import exceptions
+from shoal._core.serialization import serialize_system_error
+from shoal._core.wire.messages import FAILED, Value
+
+from .entries import PENDING, RELEASED, STORED, BorrowedEntry, Entry
+from .lineage import Lineage
+from .records import FINISHED, TaskRecord
+
+if TYPE_CHECKING:
+    from .core import Core
+
+
+class Recovery:
+    """The shell around lineage."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.lineage = Lineage(core.objects.own, core.settings.lineage_limit_bytes)
+
+    def entry_released(self, entry: Entry) -> None:
+        """An object is gone for good; when it was the last of its task's results, so is the lineage."""
+        record = entry.task
+        if record is None or record.state != FINISHED:
+            return
+        own = self.core.objects.own
+        if all(own.entries.get(other.object_id) is not other for other in record.returns) and (
+            record.generator is None or record.generator.drained
+        ):
+            self.lineage.drop(record)
+
+    def argument_lost(self, record: TaskRecord, value: Value) -> None:
+        lost = {info.object_id for info in value.refs}
+        for entry in record.deps:
+            if entry.object_id in lost and entry.kind == STORED:
+                self.core.objects.lost(entry)
+        self.core.tasks.await_deps(record)
+        if not record.unready:
+            self.core.tasks.ready(record)
+
+    def recover(self, entry: Entry) -> None:
+        """Compute a lost object again, and before it whatever it needs that is lost too. Iterative."""
+        todo, again = [entry], []
+        while todo:
+            lost = todo.pop()
+            if lost.kind == PENDING:
+                continue
+            record = lost.task
+            reason = self._unrecoverable(lost, record)
+            if reason or record is None or not self.lineage.take(record):
+                self._give_up(lost, reason or "its lineage is gone")
+                continue
+            record.attempt += 1
+            if record.retries > 0:
+                record.retries -= 1
+            for other in record.returns:
+                if other is lost or other.kind == RELEASED:
+                    self.core.objects.own.reset(other)
+            if lost.kind != PENDING:
+                self.core.objects.own.reset(lost)  # an item of a stream
+            self.core.cancellation.started(record)
+            todo.extend(dep for dep in record.deps if dep.kind == RELEASED)
+            again.append(record)
+        for record in reversed(again):
+            self._resubmit_now(record)
+        self.core.flush()
+
+    def _resubmit_now(self, record: TaskRecord) -> None:
+        self.core.tasks.await_deps(record)
+        if not record.unready:
+            self.core.tasks.ready(record)
+
+    def _unrecoverable(self, entry: Entry, record: TaskRecord | None) -> str:
+        if isinstance(entry, BorrowedEntry):
+            return "another process owns it"
+        if record is None:
+            return "it was made by put, or its lineage was dropped to stay within the bound"
+        if record.retries == 0:
+            return "its task may not be retried any more (max_retries)"
+        if record.cancelled:
+            return "its task was cancelled"
+        return ""
+
+    def _give_up(self, entry: Entry, reason: str) -> None:
+        hexid = entry.object_id.hex()
+        text = (
+            f"The object {hexid} was lost from the object store and cannot be computed again: {reason}. "
+            "Keep results of tasks (with max_retries > 0) rather than values of put where they must survive."
+        )
+        self.core.objects.own.reset(entry)
+        error = exceptions.ObjectReconstructionFailedError(hexid, reason, text)
+        self.core.objects.complete(entry, FAILED, serialize_system_error(error))
