@@ -114,14 +114,14 @@ class Reader:
 
     def wait(self, refs: Sequence[Any], num_returns: int, timeout_s: float | None, fetch_local: bool) -> tuple[list[Any], list[Any]]:
         ready, rest = self._split(refs, num_returns)
-        if len(ready) >= num_returns or timeout_s == 0:
-            if len(ready) < num_returns:
-                self._nudge(refs)
-                ready, rest = self._split(refs, num_returns)
+        if len(ready) >= num_returns:
             return ready, rest
+        self._bridge.check_refs(refs, self._runtime)
+        if timeout_s == 0:
+            self._nudge(refs)
+            return self._split(refs, num_returns)
         streams = [ref for ref in refs if isinstance(ref, ObjectRefGenerator)]
         operation = WaitOperation([ref._id for ref in refs if isinstance(ref, ObjectRef)], num_returns)
-        self._bridge.check_refs([ref for ref in refs if isinstance(ref, ObjectRef)], self._runtime)
         self._post(self._core.objects.start_wait, operation)
         for stream in streams:
             future: Future[Any] = Future()
