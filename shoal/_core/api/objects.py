@@ -104,7 +104,7 @@ def wait(
     if not ray_waitables:
         return [], []
     try:
-        # One pass over 500 references costs half of the call: whose they are is looked at by the runtime, for those that are not ready.
+        # One pass over 500 references costs half of the call: whose the others are is looked at by the runtime, when it would block.
         unique = len(set(map(_id_of, ray_waitables)))
     except AttributeError:
         for item in ray_waitables:
@@ -122,7 +122,7 @@ def wait(
     if num_returns > unique:
         raise ValueError(f"num_returns ({num_returns}) cannot be greater than the number of references ({unique}).")
     runtime = holder._current
-    if runtime is None:
+    if runtime is None or ray_waitables[0]._runtime is not runtime:
         raise _unknown_owner(ray_waitables[0])
     return runtime.wait(ray_waitables, num_returns, timeout, fetch_local)
 
@@ -146,7 +146,7 @@ def cancel(ray_waitable: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: boo
     else:
         hint = "for actors use shoal.kill()" if isinstance(ray_waitable, ActorHandle) else "what .remote() of a task returned"
         raise TypeError(f"cancel() takes an ObjectRef or ObjectRefGenerator ({hint}), got {type(ray_waitable).__name__}: {ray_waitable!r}.")
-    _session_of([ray_waitable]).cancel(task_id, force, recursive)
+    _session_of([ray_waitable]).cancel(task_id, bool(force), bool(recursive))
 
 
 def _session_of(refs: Sequence[Any]) -> Runtime:
