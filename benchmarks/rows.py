@@ -57,8 +57,11 @@ ROWS = {
     "get_10k_references": Row("get of an object holding 10,000 references", "1/s", 1, 3),
     "get_10k_values": Row("get of 10,000 small values at once", "1/s"),
     "task_returns_1_mib": Row("tasks that return 1 MiB", "1/s"),
+    # core_spilling.py
     "spill_write": Row("put of twice the store's size", "GB/s", 1, 1, limit="bare_file_write"),
     "spill_read": Row("get of twice the store's size", "GB/s", 1, 1, limit="bare_file_read"),
+    "spill_write_workers": Row("tasks that return twice the store's size", "GB/s", 1, 1, limit="bare_file_write"),
+    "spill_read_workers": Row("tasks that read twice the store's size", "GB/s", 1, 1, limit="bare_file_read"),
     # core_wait.py
     "wait_1k": Row("wait on 1,000 references, one by one", "1/s", 10, 30),
     # core_placement.py

@@ -48,7 +48,7 @@ from ._core.api.named_actors import get_actor, kill
 from ._core.api.objects import cancel, get, put, wait
 
 if TYPE_CHECKING:
-    from . import actor, cloudpickle, job_config, remote_function, runtime_context, types, util
+    from . import actor, cloudpickle, job_config, remote_function, runtime_context, runtime_env, types, util
 
 ObjectID = ObjectRef
 
@@ -104,6 +104,7 @@ __all__ = [
     "remote",
     "remote_function",
     "runtime_context",
+    "runtime_env",
     "shutdown",
     "types",
     "util",
@@ -111,7 +112,7 @@ __all__ = [
 ]
 
 #: Loaded when they are touched.
-_SUBMODULES = frozenset({"actor", "cloudpickle", "job_config", "remote_function", "runtime_context", "types", "util"})
+_SUBMODULES = frozenset({"actor", "cloudpickle", "job_config", "remote_function", "runtime_context", "runtime_env", "types", "util"})
 
 #: Names of Ray's that this version does not have, and what to do without them.
 _NOT_YET = {

@@ -109,7 +109,7 @@ class RayTaskError(RayError):
             where += f", attempt {self._attempt}"
             if self._max_attempts:
                 where += f" of {self._max_attempts}" if self._max_attempts > 0 else " of any number"
-        return f"{self.traceback_str.rstrip()}\n{where}"
+        return f"{(self.traceback_str or '').rstrip()}\n{where}"
 
     def as_instanceof_cause(self) -> RayTaskError:
         """Return an error that ``except TheirClass`` catches too; this one itself if that cannot be."""
@@ -412,11 +412,19 @@ class ObjectReconstructionFailedError(ObjectLostError):
     _text = "All copies are lost and it cannot be computed again."
 
     def __init__(
-        self, object_ref_hex: str, owner_address: Any = None, call_site: str = "", reason: str = "", reason_message: str = ""
+        self,
+        object_ref_hex: str,
+        reason: Any = "",
+        reason_message: str = "",
+        owner_address: Any = None,
+        call_site: str = "",
+        *,
+        message: str = "",
     ) -> None:
-        super().__init__(object_ref_hex, owner_address, call_site, f"{self._text} {reason_message}".rstrip() if reason_message else "")
+        words = reason_message or message or (reason if isinstance(reason, str) else "")
+        super().__init__(object_ref_hex, owner_address, call_site, f"{self._text} {words}".rstrip())
         self.reason = reason
-        self.reason_message = reason_message or (owner_address if isinstance(owner_address, str) else "")
+        self.reason_message = words
 
 
 class AuthenticationError(_Message):

@@ -85,31 +85,39 @@ class BaseID:
 
     @classmethod
     def size(cls) -> int:
+        """Return the number of bytes of an identifier."""
         return cls.SIZE
 
     @classmethod
     def nil(cls) -> Self:
+        """Return the identifier of nothing."""
         return cls(b"\xff" * cls.SIZE)
 
     @classmethod
     def from_random(cls) -> Self:
+        """Return an identifier that is like no other."""
         return cls(os.urandom(cls.SIZE))
 
     @classmethod
     def from_binary(cls, binary: bytes) -> Self:
+        """Return the identifier with these bytes. ValueError for another length."""
         return cls(binary)
 
     @classmethod
     def from_hex(cls, text: str) -> Self:
+        """Return the identifier written so. ValueError for another length."""
         return cls(bytes.fromhex(text))
 
     def binary(self) -> bytes:
+        """Return the bytes."""
         return self._bytes
 
     def hex(self) -> str:
+        """Return the bytes as hexadecimal characters."""
         return self._bytes.hex()
 
     def is_nil(self) -> bool:
+        """It identifies nothing."""
         return self._bytes == b"\xff" * self.SIZE
 
     def __eq__(self, other: object) -> bool:
@@ -126,49 +134,68 @@ class BaseID:
 
 
 class UniqueID(BaseID):
+    """Identifies anything."""
+
     SIZE = 28
     __slots__ = ()
 
 
 class JobID(BaseID):
+    """Identifies a job: one driver and all that it starts."""
+
     SIZE = JOB_BYTES
     __slots__ = ()
 
     @classmethod
     def from_int(cls, number: int) -> JobID:
+        """Return the id of job number ``number``."""
         return cls(number.to_bytes(JOB_BYTES, "big"))
 
 
 class ActorID(BaseID):
+    """Identifies an actor."""
+
     SIZE = ACTOR_BYTES
     __slots__ = ()
 
 
 class TaskID(BaseID):
+    """Identifies a task or an actor call."""
+
     SIZE = TASK_BYTES
     __slots__ = ()
 
 
 class NodeID(BaseID):
+    """Identifies a node."""
+
     SIZE = NODE_BYTES
     __slots__ = ()
 
 
 class WorkerID(BaseID):
+    """Identifies a process of the cluster."""
+
     SIZE = WORKER_BYTES
     __slots__ = ()
 
 
 class PlacementGroupID(BaseID):
+    """Identifies a placement group."""
+
     SIZE = PLACEMENT_GROUP_BYTES
     __slots__ = ()
 
 
 class FunctionID(BaseID):
+    """Identifies a remote function."""
+
     SIZE = FUNCTION_BYTES
     __slots__ = ()
 
 
 class ActorClassID(BaseID):
+    """Identifies an actor class."""
+
     SIZE = FUNCTION_BYTES
     __slots__ = ()

@@ -44,10 +44,12 @@ class LoggingConfig:
                 raise ValueError(f"Unknown python logging standard attribute: {name!r}. Valid are {', '.join(sorted(_STANDARD))}.")
 
     def to_json(self) -> str:
+        """Return the settings as text, for workers."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> LoggingConfig:
+        """Build from what ``to_json`` returned."""
         return cls(**json.loads(text))
 
     def apply(self) -> None:

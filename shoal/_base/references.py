@@ -7,6 +7,7 @@ counted when its entry was made, which saves the first append on the per-task pa
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -27,18 +28,21 @@ class ObjectRef(Generic[T]):
 
     __slots__ = ("__weakref__", "_id", "_owner", "_runtime")
 
-    def __init__(self, object_id: bytes, owner: Any = None, *, counted: bool = False, _runtime: Any = None) -> None:
-        self._id = object_id
+    def __init__(self, id: bytes, owner: Any = None, *, counted: bool = False, _runtime: Any = None) -> None:
+        if _runtime is None:  # made by a user or unpickled; without a session it is an identifier and nothing more
+            _check_binary(id)
+            _runtime = runtime.current_or_none()
+        self._id = id
         self._owner = owner
-        self._runtime = _runtime if _runtime is not None else runtime.current()
-        if not counted:
-            self._runtime.ref_added(object_id, owner)
+        self._runtime = _runtime
+        if not counted and _runtime is not None:
+            _runtime.ref_added(id, owner)
 
     def __del__(self) -> None:
         try:
             self._runtime.ref_dropped(self._id)
         except AttributeError:
-            return  # __init__ raised before the runtime was known, so nothing was counted
+            return  # there was no runtime, or __init__ raised before it was known: nothing was counted
 
     def binary(self) -> bytes:
         """Return the 28 bytes of the identifier."""
@@ -49,33 +53,59 @@ class ObjectRef(Generic[T]):
         return self._id.hex()
 
     def is_nil(self) -> bool:
+        """It refers to nothing."""
         return self._id == b"\xff" * ids.OBJECT_BYTES
 
     @classmethod
     def size(cls) -> int:
+        """Return the number of bytes of an identifier."""
         return ids.OBJECT_BYTES
+
+    @classmethod
+    def nil(cls) -> ObjectRef[Any]:
+        """Return the reference to nothing; ``get`` refuses it."""
+        return _identifier(b"\xff" * ids.OBJECT_BYTES)
+
+    @classmethod
+    def from_random(cls) -> ObjectRef[Any]:
+        """Return a reference that is like no other; there is no object behind it, and ``get`` refuses it."""
+        return _identifier(os.urandom(ids.OBJECT_BYTES))
+
+    @classmethod
+    def from_binary(cls, binary: bytes) -> ObjectRef[Any]:
+        """Return the reference with these 28 bytes, for objects that this process owns. ValueError for another length."""
+        return cls(binary)
+
+    @classmethod
+    def from_hex(cls, text: str) -> ObjectRef[Any]:
+        """Return the reference with this identifier, for objects that this process owns. ValueError for another length."""
+        return cls(bytes.fromhex(text))
 
     def task_id(self) -> ids.TaskID:
         """Return the id of the task that makes the object."""
         return ids.TaskID(self._id[: ids.TASK_BYTES])
 
     def job_id(self) -> ids.JobID:
+        """Return the id of the job whose process made the reference."""
         return ids.JobID(self._id[ids.TASK_BYTES - ids.JOB_BYTES : ids.TASK_BYTES])
 
     def owner_address(self) -> Any:
         """Return the address of the process that owns the object."""
-        return self._owner if self._owner is not None else self._runtime.address
+        return self._owner if self._owner is not None or self._runtime is None else self._runtime.address
 
     def call_site(self) -> str:
+        """Return "": where references are made is not recorded."""
         return ""
 
     def future(self) -> Future[T]:
         """Return a ``concurrent.futures.Future`` of the value. Cancelling it does not cancel the task."""
-        return self._runtime.object_future(self)
+        future: Future[T] = self._runtime.object_future(self)
+        return future
 
     def as_future(self) -> asyncio.Future[T]:
         """Return an asyncio future of the value, bound to the running loop."""
-        return self._runtime.asyncio_future(self)
+        future: asyncio.Future[T] = self._runtime.asyncio_future(self)
+        return future
 
     def __await__(self) -> Generator[Any, None, T]:
         return self.as_future().__await__()
@@ -96,12 +126,27 @@ class ObjectRef(Generic[T]):
         return f"ObjectRef({self._id.hex()})"
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        self._runtime.ref_pickled(self)
+        if self._runtime is not None:
+            self._runtime.ref_pickled(self)
         return _restore, (self._id, self.owner_address())
 
 
 def _restore(object_id: bytes, owner: Any) -> ObjectRef[Any]:
     return ObjectRef(object_id, owner)
+
+
+def _check_binary(binary: object) -> None:
+    if not isinstance(binary, bytes):
+        raise TypeError(f"ObjectRef is made from bytes, got {type(binary).__name__}.")
+    if len(binary) != ids.OBJECT_BYTES:
+        raise ValueError(f"ObjectRef has {ids.OBJECT_BYTES} bytes, got {len(binary)}.")
+
+
+def _identifier(binary: bytes) -> ObjectRef[Any]:
+    """Make a reference that no session counts."""
+    ref: ObjectRef[Any] = ObjectRef.__new__(ObjectRef)
+    ref._id, ref._owner, ref._runtime = binary, None, None
+    return ref
 
 
 class ObjectRefGenerator(Generic[T]):
@@ -153,6 +198,7 @@ class ObjectRefGenerator(Generic[T]):
         return self._finished
 
     def task_id(self) -> ids.TaskID:
+        """Return the id of the task that yields the items."""
         return ids.TaskID(self._task_id)
 
     def __del__(self) -> None:
@@ -170,21 +216,27 @@ class ObjectRefGenerator(Generic[T]):
         return f"ObjectRefGenerator({self._task_id.hex()})"
 
     def send(self, value: Any) -> Any:
+        """Not supported: raises NotImplementedError."""
         raise NotImplementedError("A remote generator cannot receive values: send() is not supported.")
 
     def throw(self, *exc: Any) -> Any:
+        """Not supported: raises NotImplementedError."""
         raise NotImplementedError("throw() is not supported on a remote generator. Use shoal.cancel(generator) to stop it.")
 
     def close(self) -> Any:
+        """Not supported: raises NotImplementedError."""
         raise NotImplementedError("close() is not supported on a remote generator. Use shoal.cancel(generator) to stop it.")
 
     def asend(self, value: Any) -> Any:
+        """Not supported: raises NotImplementedError."""
         raise NotImplementedError("A remote generator cannot receive values: asend() is not supported.")
 
     def athrow(self, *exc: Any) -> Any:
+        """Not supported: raises NotImplementedError."""
         raise NotImplementedError("athrow() is not supported on a remote generator. Use shoal.cancel(generator) to stop it.")
 
     def aclose(self) -> Any:
+        """Not supported: raises NotImplementedError."""
         raise NotImplementedError("aclose() is not supported on a remote generator. Use shoal.cancel(generator) to stop it.")
 
 

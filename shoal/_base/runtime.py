@@ -129,8 +129,11 @@ class Runtime(Protocol):
     def submit_actor_call(self, template: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "") -> Any:
         """As submit_task; raises PendingCallsLimitExceeded at once when the actor's ``max_pending_calls`` is reached."""
 
-    def know_actor(self, actor_id: bytes, *, out_of_order: bool, max_pending_calls: int) -> None:
-        """A handle of the actor appeared in this process; called before its first call. Idempotent. Does not block."""
+    def know_actor(self, actor_id: bytes, *, out_of_order: bool, max_pending_calls: int) -> Any:
+        """A handle of the actor appeared in this process; called before its first call. Idempotent. Does not block.
+
+        The handle keeps what is returned: the runtime forgets the actor's limit with the last of its handles and calls.
+        """
 
     def kill_actor(self, actor_id: bytes, no_restart: bool) -> None:
         """Kill the actor's process now."""
@@ -157,8 +160,18 @@ class Runtime(Protocol):
     def shutdown(self) -> None:
         """End this process's part: flush, disconnect, join the I/O thread. Idempotent."""
 
+    def abandon(self) -> None:
+        """In a forked child: this copy, whose threads do not exist, sends nothing and refuses calls. Does not block."""
+
 
 _current: Runtime | None = None
+#: This process was forked from one that belonged to a session.
+forked = False
+#: What a forked child is told when it uses what it inherited.
+FORKED = (
+    "This process was forked from one that belongs to a shoal session, and the session stays with that one: its references, actors and "
+    "connections cannot be used here. Use shoal in the parent, or call shoal.init() here first, for a session of this process's own."
+)
 
 
 def current() -> Runtime:

@@ -10,10 +10,15 @@ class TestMyStorage(StorageContract):
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest
-
+from shoal._base.optional import try_import
 from shoal._core.control_store.storage import Change, Storage
+
+if TYPE_CHECKING:
+    import pytest
+else:
+    pytest = try_import("pytest", "shoal[test]")
 
 
 class StorageContract:

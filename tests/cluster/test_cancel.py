@@ -14,18 +14,17 @@ import pytest
 
 import shoal
 from shoal import exceptions
+from shoal.testing import fresh_cluster, wait_for
 
 pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    os.environ["SHOAL_CANCEL_GRACE_S"] = "1"
-    try:
-        yield shoal.init(num_cpus=2, object_store_memory=100 << 20)
-    finally:
-        del os.environ["SHOAL_CANCEL_GRACE_S"]
-        shoal.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHOAL_CANCEL_GRACE_S", "1")
+        with fresh_cluster(faults=False) as cluster:
+            yield cluster
 
 
 @pytest.fixture(autouse=True)
@@ -45,14 +44,6 @@ def nap(seconds, path=None):
         path.with_name(path.name + str(os.getpid())).touch()
     time.sleep(seconds)
     return "slept"
-
-
-def wait_for(condition, timeout_s=10.0, what="the condition"):
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come true within {timeout_s} s"
-        time.sleep(0.01)
-    return found
 
 
 def assert_cancelled(ref, within_s):

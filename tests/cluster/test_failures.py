@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import sys
-import threading
 import time
-from pathlib import Path
 
 import pytest
 
 import shoal
 from shoal import exceptions
+from shoal.testing import fresh_cluster, wait_for
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -22,17 +20,8 @@ MIB = 1 << 20
 
 @pytest.fixture
 def cluster():
-    context = shoal.init(num_cpus=2, object_store_memory=100 * MIB)
-    yield Path(context.address_info["session_dir"])
-    shoal.shutdown()
-
-
-def wait_for(condition, timeout_s=10.0, what="the condition"):
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come true within {timeout_s} s"
-        time.sleep(0.01)
-    return found
+    with fresh_cluster(faults=False, object_store_memory=100 * MIB) as cluster:
+        yield cluster
 
 
 def runs(path):
@@ -91,60 +80,71 @@ def test_tasks_queued_behind_a_killed_one_run_even_without_retries(cluster):
     assert shoal.get(refs[1:], timeout=20) == list(range(1, 300))
 
 
-def test_random_kills_lose_no_result(cluster):
-    @shoal.remote(max_retries=-1)
-    def square(number):
-        time.sleep(0.001)
-        return number * number, os.getpid()
-
-    refs = [square.remote(number) for number in range(2000)]
-    pids = {shoal.get(refs[0])[1]}
-    stop = threading.Event()
-    draw = random.Random(7)
-
-    def kill_now_and_then():
-        from shoal._base import processes
-
-        while not stop.wait(0.1):
-            workers = [
-                one.pid
-                for one in processes.iter_stats()
-                if one.state != "Z"
-                and processes.mark_of(one.pid, processes.SESSION_MARK) == cluster.name
-                and processes.mark_of(one.pid, processes.WORKER_MARK) not in ("", processes.NO_WORKER)
-            ]
-            if workers:
-                pid = draw.choice(workers)
-                pids.add(pid)
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-
-    killer = threading.Thread(target=kill_now_and_then)
-    killer.start()
-    try:
-        results = shoal.get(refs, timeout=50)
-    finally:
-        stop.set()
-        killer.join()
-    assert [value for value, _ in results] == [number * number for number in range(2000)]
-    assert len(pids) > 3
+@shoal.remote
+def run_and_leave(path, code, exits=99):
+    with open(path, "a") as file:
+        file.write("x")
+    if os.path.getsize(path) <= exits:
+        sys.exit(code)
+    return "done"
 
 
-def test_sys_exit_in_a_task_is_an_error_and_the_next_task_runs(cluster):
+@shoal.remote(max_retries=0)
+def whoami():
+    return os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("code", "shown", "status"),
+    [(3, "3", 3), (None, "", 0), (0, "0", 0), ("a reason", "'a reason'", 1), (-1, "-1", 255)],
+    ids=lambda value: repr(value),
+)
+def test_sys_exit_in_a_task_is_a_crash_that_says_where(cluster, tmp_path, code, shown, status):
+    with pytest.raises(exceptions.WorkerCrashedError) as caught:
+        shoal.get(run_and_leave.options(max_retries=0).remote(tmp_path / "runs", code), timeout=10)
+    text = str(caught.value)
+    assert f"sys.exit({shown}) was called in function run_and_leave at {__file__}:" in text
+    assert f"ended with exit code {status}." in text
+    assert "let the task return or raise" in text
+    assert ("    a reason" in text) == (code == "a reason")
+    assert runs(tmp_path / "runs") == 1
+    assert all(shoal.get([whoami.remote() for _ in range(20)], timeout=10))
+
+
+def test_sys_exit_in_a_task_is_retried_like_a_crash(cluster, tmp_path):
+    with pytest.raises(exceptions.WorkerCrashedError, match="attempt 4 of 4"):
+        shoal.get(run_and_leave.remote(tmp_path / "thrice", 3), timeout=10)
+    assert runs(tmp_path / "thrice") == 4
+    assert shoal.get(run_and_leave.remote(tmp_path / "once", 3, exits=1), timeout=10) == "done"
+    assert runs(tmp_path / "once") == 2
+
+
+def test_sys_exit_in_a_generator_is_a_crash(cluster, tmp_path):
     @shoal.remote(max_retries=0)
-    def leave():
-        sys.exit(3)
+    def leave_later():
+        yield 1
+        sys.exit(5)
 
-    with pytest.raises((SystemExit, exceptions.WorkerCrashedError)):
-        shoal.get(leave.remote(), timeout=10)
+    items = leave_later.remote()
+    assert shoal.get(next(items), timeout=10) == 1
+    with pytest.raises(exceptions.WorkerCrashedError, match=r"sys\.exit\(5\)"):
+        shoal.get(next(items), timeout=10)
+
+
+def test_sys_exit_in_a_task_takes_no_neighbour_with_it(cluster):
+    """Tasks before it in the same pipeline keep their results, those behind it run elsewhere, all without retries."""
 
     @shoal.remote(max_retries=0)
-    def pid():
-        return os.getpid()
+    def maybe_leave(number: int, deadly: bool) -> int:
+        if deadly and number == 50:
+            sys.exit(3)
+        return number
 
-    assert shoal.get([pid.remote() for _ in range(20)], timeout=10)
+    shoal.get([maybe_leave.remote(i, False) for i in range(500)])
+    refs = [maybe_leave.remote(i, True) for i in range(300)]
+    with pytest.raises(exceptions.WorkerCrashedError, match=r"sys\.exit\(3\)"):
+        shoal.get(refs.pop(50), timeout=10)
+    assert shoal.get(refs, timeout=10) == [number for number in range(300) if number != 50]
 
 
 # --- retry_exceptions -------------------------------------------------------------------------------------
@@ -190,18 +190,23 @@ def derive(path, data):
     return data[:1] * (len(data) + 1)
 
 
-def lose_spilled(session_dir):
+def lose_spilled(cluster):
     """Push what is in the store out to disk, then remove the files."""
-    fillers = [shoal.put(bytes([number]) * (30 * MIB)) for number in range(5)]
-    files = wait_for(lambda: [one for one in (session_dir / "spill").rglob("*") if one.is_file()], 5, "spilling")
-    time.sleep(0.3)
-    files = [one for one in (session_dir / "spill").rglob("*") if one.is_file()]
-    for file in files:
-        file.unlink()
-    return fillers
+    with cluster.full_store():  # waits until everything is on disk
+        files = [one for one in (cluster.session_dir / "spill").rglob("*") if one.is_file()]
+        assert files
+        for file in files:
+            file.unlink()
 
 
 def test_a_lost_result_is_computed_again(cluster, tmp_path):
+    ref = make.remote(tmp_path / "runs", 20 * MIB)
+    cluster.lose_object(ref)
+    assert len(shoal.get(ref, timeout=20)) == 20 * MIB
+    assert runs(tmp_path / "runs") == 2
+
+
+def test_a_result_whose_spill_file_vanished_is_computed_again(cluster, tmp_path):
     ref = make.remote(tmp_path / "runs", 20 * MIB)
     shoal.wait([ref])
     lose_spilled(cluster)
@@ -215,22 +220,21 @@ def test_a_lost_result_is_computed_again_through_two_levels(cluster, tmp_path):
     third = derive.remote(tmp_path / "third", second)
     shoal.wait([third])
     del first, second
-    lose_spilled(cluster)
+    cluster.lose_object(third)
     assert len(shoal.get(third, timeout=20)) == 20 * MIB + 2
     assert [runs(tmp_path / name) for name in ("first", "second", "third")] == [2, 2, 2]
 
 
 def test_a_lost_result_is_computed_again_as_an_argument(cluster, tmp_path):
     first = make.remote(tmp_path / "first", 20 * MIB)
-    shoal.wait([first])
-    lose_spilled(cluster)
+    cluster.lose_object(first)
     assert len(shoal.get(derive.remote(tmp_path / "second", first), timeout=20)) == 20 * MIB + 1
     assert runs(tmp_path / "first") == 2
 
 
 def test_a_lost_put_object_is_an_error_not_a_hang(cluster):
     ref = shoal.put(bytes(20 * MIB))
-    lose_spilled(cluster)
+    cluster.lose_object(ref)
     with pytest.raises(exceptions.ObjectLostError, match="put"):
         shoal.get(ref, timeout=10)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
 
 import numpy as np
 import pytest
 
 import shoal
 from shoal import ObjectRefGenerator
+from shoal.testing import wait_for
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("session")]
 
@@ -21,13 +21,6 @@ def numbers(n, fail_at=None, size=0):
         if i == fail_at:
             raise ValueError(f"at {i}")
         yield np.full(size, i) if size else i
-
-
-def wait_for(condition, timeout_s=20):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_items_in_order():

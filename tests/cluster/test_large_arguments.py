@@ -7,14 +7,7 @@ import pytest
 
 import shoal
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(60)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session():
-    shoal.init(num_cpus=2)
-    yield
-    shoal.shutdown()
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(60), pytest.mark.usefixtures("session")]
 
 
 @shoal.remote

@@ -10,16 +10,9 @@ import pytest
 
 import shoal
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(60), pytest.mark.usefixtures("session")]
 
 LOCK = threading.Lock()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session():
-    shoal.init(num_cpus=2)
-    yield
-    shoal.shutdown()
 
 
 @shoal.remote

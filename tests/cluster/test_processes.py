@@ -23,6 +23,7 @@ import fake_parts  # noqa: E402
 from shoal._base import processes  # noqa: E402
 from shoal._core.process import session as sessions  # noqa: E402
 from shoal._core.process.start import HeadStartError, start_head  # noqa: E402
+from shoal.testing import SessionProcesses, wait_for  # noqa: E402
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -30,27 +31,10 @@ pytestmark = pytest.mark.timeout(60)
 GONE_S = 2.0
 
 
-def wait_for(condition, timeout_s=10.0, what="the condition"):
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come true within {timeout_s} s"
-        time.sleep(0.01)
-    return found
-
-
-def members(session):
-    """Pids of all processes that carry the mark of the session, and of those that map its arena."""
-    return [
-        found.pid
-        for found in processes.iter_stats()
-        if found.state != "Z" and processes.mark_of(found.pid, processes.SESSION_MARK) == session
-    ]
-
-
 def assert_nothing_left(session_dir, *pids, within_s=GONE_S):
     session_dir = Path(session_dir)
     begin = time.monotonic()
-    wait_for(lambda: not members(session_dir.name), within_s, "the end of all processes")
+    wait_for(lambda: not SessionProcesses(session_dir.name).members(), within_s, "the end of all processes")
     wait_for(lambda: not any(processes.is_running(pid) for pid in pids), within_s, "the end of the known processes")
     wait_for(lambda: [entry.name for entry in session_dir.iterdir()] == ["logs"], within_s, "the removal of the files")
     assert time.monotonic() - begin < within_s
@@ -314,6 +298,36 @@ def test_the_template_is_replaced_and_workers_live_on(short_path):
         assert agent.statistics()["template_restarts"] == 2
 
 
+END_DURING_A_FORK = """
+import asyncio, os, socket, subprocess, sys
+from shoal._core.node_agent.fork_protocol import REPORT
+from shoal._core.node_agent.launcher import TemplateLauncher
+
+async def main():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
+    template = subprocess.Popen(sleeping, start_new_session=True)
+    launcher = TemplateLauncher(asyncio.get_running_loop(), "session", template.pid, ours.detach(), None, None)
+    launcher.start(b"w" * 28)
+    assert theirs.recv(100) == b"w" * 28
+    closing = asyncio.create_task(launcher.close(20))
+    for _ in range(3):
+        await asyncio.sleep(0.01)  # the launcher looks every 2 ms; that it goes on can only be seen by waiting
+    print(closing.done())
+    worker = subprocess.Popen(sleeping, start_new_session=True)
+    theirs.send(REPORT.pack(b"w" * 28, worker.pid, 0))
+    print(await closing, os.path.exists(f"/proc/{worker.pid}"))
+    template.kill()
+
+asyncio.run(main())
+"""
+
+
+def test_the_end_waits_for_a_fork_that_is_under_way():
+    done = subprocess.run([sys.executable, "-c", END_DURING_A_FORK], capture_output=True, text=True, timeout=50, check=False)
+    assert done.stdout.split() == ["False", "True", "False"], done.stderr
+
+
 def test_starts_under_way_survive_the_templates_death(short_path):
     with running_head(short_path) as (_head, agent):
         agent.start()
@@ -323,8 +337,10 @@ def test_starts_under_way_survive_the_templates_death(short_path):
         wait_for(lambda: all(agent.statistics(*workers)["pids"].values()), what="all forks")
         pids = set(agent.statistics(*workers)["pids"].values())
         assert len(pids) == 60
-        marked = [pid for pid in members(agent.session_dir.name) if processes.mark_of(pid, processes.WORKER_MARK) in workers]
-        wait_for(lambda: set(marked) == pids or not all(map(processes.is_running, marked)))
+        session = SessionProcesses(agent.session_dir.name)
+        # A fresh fork takes its mark a moment after its report; a half-made one that nobody reported goes a moment later.
+        marked = lambda: {one.pid for one in session.members() if processes.mark_of(one.pid, processes.WORKER_MARK) in workers}  # noqa: E731
+        wait_for(lambda: marked() == pids, what="one process per worker")
 
 
 @pytest.mark.parametrize("fork", [(), ("fork",)], ids=["alone", "with a fork that holds the lifeline"])
@@ -363,7 +379,7 @@ def test_nothing_but_files_is_left_when_all_are_killed_and_the_next_session_remo
         kill(found["template"])
         kill(found["head"])
         kill(driver.pid)
-        wait_for(lambda: not members(Path(found["session_dir"]).name), GONE_S)
+        wait_for(lambda: not SessionProcesses(Path(found["session_dir"]).name).members(), GONE_S)
     with running_head(short_path):
         pass
     assert [entry.name for entry in Path(found["session_dir"]).iterdir()] == ["logs"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
-from shoal._core.transport import ConnectFailed, Connection, ConnectionLost, MemoryNetwork, MemoryTransport, RequestFailed
+from shoal._core.transport import ConnectFailed, Connection, ConnectionLost, MemoryNetwork, MemoryTransport
 from shoal._core.wire import messages as wire
-from shoal.testing.virtual_loop import VirtualLoop, run_virtual
+from shoal.testing import TransportContract, VirtualLoop, run_virtual
 
 
 class World:
@@ -56,14 +57,13 @@ def in_world(
     return run_virtual(main(), seed)
 
 
-def test_requests_replies_and_refusals() -> None:
-    async def test(world: World) -> None:
-        connection = await world.connect()
-        assert await connection.request(wire.Ping(0)) == wire.Ack(1)
-        with pytest.raises(RequestFailed, match="KeyError: no such key"):
-            await connection.request(wire.KvGet(0, "", b"k"))
+class TestContract(TransportContract):
+    def new_loop(self) -> VirtualLoop:
+        return VirtualLoop()
 
-    in_world(test)
+    def open(self, loop: asyncio.AbstractEventLoop, tmp_path: Path) -> tuple[MemoryTransport, MemoryTransport, str]:
+        network = MemoryNetwork(loop)
+        return MemoryTransport(network, "s"), MemoryTransport(network, "c"), "memory:s"
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -157,18 +157,6 @@ def test_close_delivers_what_was_sent_then_ends_both() -> None:
     in_world(test, delay_s=(0.01, 0.1))
 
 
-def test_handler_error_closes_that_connection_only(caplog: pytest.LogCaptureFixture) -> None:
-    async def test(world: World) -> None:
-        bad, good = await world.connect("bad"), await world.connect("good")
-        world.accepted[0].on_message = lambda c, m: 1 / 0  # type: ignore[assignment,return-value]
-        with pytest.raises(ConnectionLost):
-            await bad.request(wire.Ping(0))
-        assert await good.request(wire.Ping(0)) == wire.Ack(1)
-
-    in_world(test)
-    assert "Handling message Ping from bad failed" in caplog.text
-
-
 def test_backpressure_and_drain() -> None:
     async def test(world: World) -> None:
         world.network.delay("c", "s", 1.0, 1.0)
@@ -181,18 +169,6 @@ def test_backpressure_and_drain() -> None:
         await connection.drain()
         assert world.loop.time() == before + 1
         assert not connection.saturated()
-
-    in_world(test)
-
-
-def test_cancelled_request_tells_the_peer() -> None:
-    async def test(world: World) -> None:
-        connection = await world.connect()
-        reply = connection.request(wire.WaitPlacementGroup(0, b"g"))
-        await asyncio.sleep(0.1)
-        reply.cancel()
-        await connection.request(wire.Ping(0))
-        assert world.received[:2] == [wire.WaitPlacementGroup(1, b"g"), wire.CancelRequest(1)]
 
     in_world(test)
 

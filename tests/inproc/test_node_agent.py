@@ -99,6 +99,9 @@ class FakeStore:
     def free(self, ids: list[bytes]) -> None:
         self.freed += ids
 
+    def stored(self, object_id: bytes) -> tuple[Address, int, list[Any]] | None:
+        return None
+
     def contains(self, object_id: bytes) -> bool:
         return any(object_id == one[0] for owned in self.owned.values() for one in owned) and object_id not in self.freed
 
@@ -230,6 +233,23 @@ def test_a_full_node_queues_and_calls_leases_back(node: Node) -> None:
     driver.say(wire.ReturnLease(held[0].lease_id))
     node.turn()
     assert node.granted(other, rid) is not None
+
+
+def test_a_lease_is_not_called_back_before_its_owner_knows_it(node: Node) -> None:
+    driver, other = node.driver(), node.driver(b"other", b"job2")
+    for rid in (1, 2):
+        driver.say(wire.RequestLease(rid, Shape(JOB, CPU), name="f"))
+    node.loop.run_until_complete(asyncio.sleep(0))  # granted, and no worker has started
+    other.say(wire.RequestLease(1, Shape(b"job2", CPU), name="f"))
+    node.loop.run_until_complete(asyncio.sleep(0))
+    assert not driver.got(wire.LeaseGranted)
+    assert not driver.got(wire.LeaseWanted)
+    node.turn()
+    [wanted] = driver.got(wire.LeaseWanted)
+    granted = [
+        one.lease_id for one in driver.sent if isinstance(one, wire.LeaseGranted) and driver.sent.index(one) < driver.sent.index(wanted)
+    ]
+    assert wanted.lease_id in granted
 
 
 def test_gpus_are_granted_by_index(node: Node) -> None:
@@ -544,3 +564,15 @@ def test_stored_objects_of_a_killed_owner_wait_for_their_holders(node: Node) -> 
     assert node.store.freed == [b"dropped"]
     driver.hang_up()
     assert node.store.freed == [b"dropped", b"kept"]
+
+
+def test_a_request_that_is_read_after_the_exit_of_its_sender_gets_nothing(node: Node) -> None:
+    driver = node.driver()
+    node.ask(driver)
+    worker_id, worker = next(iter(node.workers.items()))
+    node.agent.worker_exited(worker_id, 4242, None, 9)  # its connection still holds its last words
+    node.ask(worker)
+    assert node.free() == {"CPU": 20_000, "GPU": 20_000, "memory": 10_000_000}
+    worker.hang_up()
+    node.turn()
+    assert node.granted(driver, node.ask(driver)) is not None

@@ -47,6 +47,19 @@ async def until(condition, timeout_s=10.0):
             await asyncio.sleep(0.001)
 
 
+def test_all_of_the_memory_can_be_had_when_everything_else_can_be_spilled(spill_dir):
+    async def scenario():
+        async with InProcessStore(8 * MIB, spill_dir, SETTINGS) as node:
+            client = await node.client()
+            await client.put(object_id(1), pattern(1, 2 * MIB + 1))  # less than the pages that it takes
+            place = await client.client.create(object_id(2), 8 * MIB, client.address)
+            assert (place.path, node.store.statistics().on_disk) == ("", 1)
+            client.client.abort(object_id(2))
+            await client.settle()
+
+    run(scenario)
+
+
 # --- the ordinary life of an object ---------------------------------------------------------------------------------------------
 
 

@@ -75,7 +75,26 @@ def test_ray_address_counts_only_without_an_address(monkeypatch):
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
-    [({"resources": {"CPU": 1}}, ValueError), ({"labels": {"ray.io/x": "1"}}, ValueError), ({"namespace": ""}, ValueError)],
+    [
+        ({"resources": {"CPU": 1}}, ValueError),
+        ({"resources": "x"}, TypeError),
+        ({"labels": {"ray.io/x": "1"}}, ValueError),
+        ({"labels": "x"}, TypeError),
+        ({"namespace": ""}, ValueError),
+        ({"namespace": 3}, TypeError),
+        ({"num_cpus": "2"}, TypeError),
+        ({"num_cpus": -1}, ValueError),
+        ({"num_gpus": -1}, ValueError),
+        ({"object_store_memory": 10}, ValueError),
+        ({"object_store_memory": "1g"}, TypeError),
+        ({"_memory": -5}, ValueError),
+        ({"_node_name": 3}, TypeError),
+        ({"_temp_dir": 3}, TypeError),
+        ({"runtime_env": 3}, TypeError),
+        ({"job_config": 3}, TypeError),
+        ({"job_config": JobConfig(ray_namespace=3)}, TypeError),
+        ({"logging_config": 3}, TypeError),
+    ],
 )
 def test_bad_values(arguments, error):
     with pytest.raises(error):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 
 import pytest
@@ -139,9 +140,54 @@ def test_a_failed_dependency_fails_the_task_with_its_error():
         shoal.get(add.remote(bad))
 
 
-def test_sys_exit_is_a_crash():
-    with pytest.raises(exceptions.WorkerCrashedError):
-        shoal.get(shoal.remote(lambda: exit(3)).remote())
+@pytest.mark.parametrize(("limit", "runs"), [(None, 4), (0, 1), (2, 3)])
+def test_sys_exit_is_a_crash_and_is_retried_as_one(limit, runs, tmp_path):
+    log = tmp_path / "log"
+
+    @shoal.remote
+    def leave():
+        with open(log, "a") as f:
+            f.write("x")
+        exit(3)
+
+    options = {} if limit is None else {"max_retries": limit}
+    with pytest.raises(exceptions.WorkerCrashedError, match=rf"sys\.exit\(3\) was called in function leave at {__file__}:\d+"):
+        shoal.get(leave.options(**options).remote())
+    assert log.read_text() == "x" * runs
+
+
+def test_a_task_that_calls_sys_exit_once_has_its_value(tmp_path):
+    @shoal.remote
+    def leave_once():
+        try:
+            os.mkdir(tmp_path / "been here")
+        except FileExistsError:
+            return "value"
+        sys.exit()
+
+    assert shoal.get(leave_once.remote()) == "value"
+
+
+@shoal.remote
+class Leaver:
+    def __init__(self, at_once=False):
+        if at_once:
+            sys.exit(1)
+
+    def leave(self):
+        sys.exit(3)
+
+
+def test_sys_exit_in_an_actor_ends_it():
+    leaver = Leaver.remote()
+    for _ in range(2):
+        with pytest.raises(exceptions.ActorDiedError):
+            shoal.get(leaver.leave.remote())
+
+
+def test_sys_exit_in_a_constructor_is_an_actor_that_cannot_start():
+    with pytest.raises(exceptions.ActorDiedError):
+        shoal.get(Leaver.remote(True).leave.remote())
 
 
 @pytest.mark.parametrize(("which", "runs"), [(True, 3), ([KeyError], 3), ([ValueError], 1), (False, 1)])

@@ -134,7 +134,7 @@ def test_lineage_keeps_the_record_and_not_the_value():
 
 def test_a_borrowed_reference_gives_back_what_it_was_granted():
     own, shell = make()
-    own.receive([ObjectRefInfo(A, address("owner"))])
+    own.receive([ObjectRefInfo(A, address("owner"))], b"sender")
     own.ref_added(A, address("owner"))
     assert shell.registering == []  # the container's registration serves
     own.unpin(own.entries[A])
@@ -208,12 +208,13 @@ class Process:
         object_id = self.world.rng.choice(self.refs)
         entry = self.own.entries[object_id]
         owner = entry.owner.worker_id.decode() if entry.owner is not None else self.name
+        sender = self.own.me.worker_id
         info = ObjectRefInfo(object_id, address(owner))
         entry.count += 1  # the value that is being sent holds it until the registration is acked
 
         def value() -> None:
             receiver = self.world.processes[target]
-            container = receiver.own.receive([info])
+            container = receiver.own.receive([info], sender)
             receiver.own.ref_added(object_id, info.owner)
             receiver.refs.append(object_id)
             for held in container:
@@ -230,7 +231,8 @@ class Process:
 
         def register() -> None:
             process = self.world.processes[owner]
-            process.own.add_borrower(process.own.entries[object_id], address(target))
+            # Back to its owner: counted under the sender's name.
+            process.own.add_borrower(process.own.entries[object_id], address(self.name if owner == target else target))
             self.world.send(owner, self.name, acked)
 
         self.world.send(self.name, owner, register)

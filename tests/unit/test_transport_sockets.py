@@ -20,7 +20,6 @@ from shoal._core.transport import (
     ConnectionLost,
     HandshakeTimeout,
     NotShoal,
-    RequestFailed,
     SocketTransport,
     VersionMismatch,
     WrongToken,
@@ -30,6 +29,7 @@ from shoal._core.transport import (
 from shoal._core.transport.addresses import TcpAddress, UnixAddress, parse_address
 from shoal._core.wire import messages as wire
 from shoal._core.wire.codec import encode
+from shoal.testing import TransportContract
 
 TOKEN = b"t" * 32
 
@@ -93,6 +93,28 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+class TestUnixSockets(TransportContract):
+    def open(self, loop: asyncio.AbstractEventLoop, tmp_path: Path) -> tuple[SocketTransport, SocketTransport, str]:
+        transport = SocketTransport(loop, TOKEN)
+        return transport, transport, f"unix:{tmp_path}/s"
+
+
+class TestUnixSocketsOnUvloop(TestUnixSockets):
+    def new_loop(self) -> asyncio.AbstractEventLoop:
+        return uvloop.new_event_loop()
+
+
+class TestTcp(TransportContract):
+    def open(self, loop: asyncio.AbstractEventLoop, tmp_path: Path) -> tuple[SocketTransport, SocketTransport, str]:
+        transport = SocketTransport(loop, TOKEN)
+        return transport, transport, "tcp:127.0.0.1:0"
+
+
+class TestTcpOnUvloop(TestTcp):
+    def new_loop(self) -> asyncio.AbstractEventLoop:
+        return uvloop.new_event_loop()
+
+
 Run = Callable[..., None]
 
 
@@ -113,135 +135,6 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
             runner.run(main())
 
     return run
-
-
-@pytest.mark.parametrize("tcp", [False, True])
-def test_requests_replies_and_refusals(run: Run, tcp: bool) -> None:
-    async def test(world: World) -> None:
-        peer = await world.connect()
-        assert await peer.request(wire.Ping(0)) == wire.Ack(1)
-        with pytest.raises(RequestFailed, match="KeyError: no such key") as caught:
-            await peer.request(wire.KvGet(0, "", b"k"))
-        assert (caught.value.kind, caught.value.detail) == ("KeyError", b"detail")
-        replies = await asyncio.gather(*(peer.request(wire.Ping(0)) for _ in range(3000)))
-        assert [reply.rid for reply in replies] == list(range(3, 3003))
-        assert peer.peer == world.address
-        assert tcp or world.accepted[0].peer == f"process {os.getpid()}"
-
-    if tcp:
-        run(test, address="tcp:127.0.0.1:0")
-    else:
-        run(test)
-
-
-def test_sends_of_one_iteration_are_one_batch(run: Run) -> None:
-    async def test(world: World) -> None:
-        peer = await world.connect()
-        await peer.request(wire.Ping(0))
-        batches: list[int] = []
-        world.accepted[0].on_batch_end = lambda: batches.append(len(world.received))
-        for index in range(100):
-            peer.send(wire.ReturnLease(index))
-        await until(lambda: bool(batches))
-        assert batches == [101]
-
-    run(test)
-
-
-def test_cancelled_request_tells_the_peer_and_ignores_a_late_reply(run: Run) -> None:
-    async def test(world: World) -> None:
-        peer = await world.connect()
-        waiting = asyncio.ensure_future(wait_for_group(peer))
-        await until(lambda: bool(world.received))
-        waiting.cancel()
-        await until(lambda: len(world.received) == 2)
-        assert world.received == [wire.WaitPlacementGroup(1, b"g"), wire.CancelRequest(1)]
-        world.accepted[0].send(wire.Ack(1))
-        assert await peer.request(wire.Ping(0)) == wire.Ack(2)
-
-    async def wait_for_group(peer: Connection) -> None:
-        await peer.request(wire.WaitPlacementGroup(0, b"g"))
-
-    run(test)
-
-
-def test_lost_connection_fails_pending_requests_and_names_the_peer(run: Run) -> None:
-    async def test(world: World) -> None:
-        peer = await world.connect()
-        reply = peer.request(wire.WaitPlacementGroup(0, b"g"))
-        await until(lambda: bool(world.received))
-        world.accepted[0].abort()
-        with pytest.raises(ConnectionLost, match=f"connection to {world.address} is closed"):
-            await reply
-        with pytest.raises(ConnectionLost):
-            await peer.request(wire.Ping(0))
-        with pytest.raises(ConnectionLost):
-            await peer.drain()
-        peer.send(wire.Ping(0))
-        assert peer.closed
-        await until(lambda: len(world.closed) == 2)
-
-    run(test)
-
-
-def test_handler_error_closes_that_connection_only(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    async def test(world: World) -> None:
-        bad, good = await world.connect(), await world.connect()
-        world.accepted[0].on_message = lambda c, m: 1 / 0  # type: ignore[assignment,return-value]
-        with pytest.raises(ConnectionLost):
-            await bad.request(wire.Ping(0))
-        assert await good.request(wire.Ping(0)) == wire.Ack(1)
-
-    run(test)
-    assert "Handling message Ping" in caplog.text
-    assert "ZeroDivisionError" in caplog.text
-
-
-def test_close_sends_what_is_queued(run: Run) -> None:
-    async def test(world: World) -> None:
-        peer = await world.connect()
-        for index in range(3000):
-            peer.send(wire.ReturnLease(index))
-        peer.close()
-        peer.close()
-        await until(lambda: len(world.closed) == 2)
-        assert len(world.received) == 3000
-
-    run(test)
-
-
-def test_large_buffers_travel_beside_the_message(run: Run) -> None:
-    big = os.urandom(1 << 20) * 30
-    got: list[bytes] = []
-
-    async def test(world: World) -> None:
-        peer = await world.connect()
-        await peer.request(wire.Ping(0))
-        world.accepted[0].on_message = lambda c, m: got.extend(bytes(b) for b in c.buffers) if c.buffers else world._on_message(c, m)
-        peer.send(wire.ReturnLease(1))
-        peer.send_attached(wire.ReturnLease(2), [big, b"", b"small"])
-        assert await peer.request(wire.Ping(0)) == wire.Ack(2)
-        with pytest.raises(TypeError, match="Ack is a reply"):
-            peer.send_attached(wire.Ack(1), [big])
-
-    run(test)
-    assert got == [big, b"", b"small"]
-
-
-def test_unencodable_message_hurts_its_sender_only(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    async def test(world: World) -> None:
-        peer = await world.connect()
-        bad = peer.request(wire.KvPut(0, "", b"k", object()))  # type: ignore[arg-type]
-        good = peer.request(wire.Ping(0))
-        with pytest.raises(TypeError):
-            await bad
-        assert await good == wire.Ack(2)
-        peer.send(wire.FreeObjects([object()]))  # type: ignore[list-item]
-        await world.lost.wait()
-        assert peer.closed
-
-    run(test)
-    assert "Cannot send FreeObjects" in caplog.text
 
 
 def test_slow_reader_stops_its_sender_and_lets_go(run: Run) -> None:
@@ -267,21 +160,6 @@ def test_slow_reader_stops_its_sender_and_lets_go(run: Run) -> None:
         await drained
         assert not server.saturated()
         await until(lambda: len(world.received) == heard + 1)
-
-    run(test)
-
-
-def test_full_in_both_directions_does_not_deadlock(run: Run) -> None:
-    async def test(world: World) -> None:
-        back: list[wire.Message] = []
-        peer = await world.connect(lambda c, m: back.append(m))
-        await peer.request(wire.Ping(0))
-        world.accepted[0].on_message = lambda c, m: c.send(m)
-        for _ in range(600):
-            peer.send(wire.Published("c", 1, b"k", b"x" * 100_000))
-            peer.saturated()  # more than a few queued messages become a frame here: many frames, so that the echo begins before the end
-        assert peer.saturated()
-        await until(lambda: len(back) == 600)
 
     run(test)
 
@@ -453,6 +331,25 @@ def test_half_open_peers_are_dropped_in_time_and_bounded(run: Run, monkeypatch: 
         for sock in [*socks, newest]:
             sock.close()
         assert not world.listener._unproved
+
+    run(test, max_unproved=4)
+
+
+def test_idle_peers_make_room_for_honest_ones(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All places are taken by peers that say nothing; none of them has reached the time limit."""
+    monkeypatch.setattr(greeting, "PATIENCE_S", 0.0)
+
+    async def test(world: World) -> None:
+        socks = [world.raw() for _ in range(4)]
+        await until(lambda: len(world.listener._unproved) == 4)
+        peers = [await world.connect() for _ in range(2)]
+        for peer in peers:
+            assert await peer.request(wire.Ping(0))
+        # The oldest had to go, the others keep their places.
+        assert await world.loop.sock_recv(socks[0], 10) == b""
+        assert len(world.listener._unproved) == 3
+        for sock in socks:
+            sock.close()
 
     run(test, max_unproved=4)
 

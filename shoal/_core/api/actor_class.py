@@ -22,6 +22,7 @@ from .named_actors import get_actor
 from .options import ACTOR_OPTIONS, check_options, value_of
 from .shapes import actor_shape, captured_group
 from .signatures import CallSignature
+from .wire_check import checked_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,7 +149,7 @@ class ActorClass(Generic[T]):
             )
         shape, capture = actor_shape(runtime, options, self.__name__, inherited_group)
         lifetime = options.get("lifetime") or runtime.job_config.default_actor_lifetime
-        return ActorSpec(
+        spec = ActorSpec(
             actor_id=b"",
             job_id=runtime.job_id,
             owner=runtime.address,
@@ -169,6 +170,7 @@ class ActorClass(Generic[T]):
             out_of_order=concurrent if out_of_order is None else out_of_order,
             capture_child_tasks=capture,
         )
+        return checked_record(spec, f"the options of {self.__name__}")
 
     def _facts(self, spec: ActorSpec) -> ActorFacts:
         return ActorFacts(
@@ -190,6 +192,15 @@ class ActorClass(Generic[T]):
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(f"Actors cannot be instantiated directly. Instead of '{self.__name__}()', use '{self.__name__}.remote()'.")
+
+    def __getattr__(self, name: str) -> Any:
+        """Class attributes, static and class methods of the plain class: they need no actor."""
+        export = self.__dict__.get("_export")  # absent while an instance is being unpickled
+        if export is None or (name.startswith("__") and name.endswith("__")) or not hasattr(export.target, name):
+            raise AttributeError(
+                f"{type(self).__name__} {self.__dict__.get('__qualname__', '')} has no attribute {name!r}", name=name, obj=self
+            )
+        return getattr(export.target, name)
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> NoReturn:
         raise ActorClassInheritanceException(

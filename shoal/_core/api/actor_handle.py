@@ -39,8 +39,9 @@ class ActorHandle(Generic[T]):
         self._methods = decode_methods(bytes(facts.methods))
         #: What was called through this handle, by method name, or by (method name, options).
         self._calls: dict[Any, BoundCall] = {}
+        self._limit: Any = None
         if runtime is not None:
-            runtime.know_actor(facts.actor_id, out_of_order=facts.out_of_order, max_pending_calls=facts.max_pending_calls)
+            self._limit = runtime.know_actor(facts.actor_id, out_of_order=facts.out_of_order, max_pending_calls=facts.max_pending_calls)
 
     def __getattr__(self, name: str) -> ActorMethod:
         call = self._calls.get(name)

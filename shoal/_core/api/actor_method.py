@@ -18,6 +18,7 @@ from .actor_facts import ActorFacts, Method
 from .options import METHOD_OPTIONS, check_options, frozen
 from .signatures import CallSignature
 from .templates import encode_num_returns, encode_retry_exceptions
+from .wire_check import checked_record
 
 
 class Handle(Protocol):
@@ -88,6 +89,10 @@ class ActorMethod:
         method = self.options(**method_options) if method_options else self
         return method.remote(*(args or ()), **(kwargs or {}))
 
+    @property
+    def _method_name(self) -> str:
+        return self._call.method.facts.name
+
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         name = self._call.method.facts.name
         raise TypeError(f"Actor methods cannot be called directly. Instead of 'handle.{name}()', use 'handle.{name}.remote()'.")
@@ -108,7 +113,7 @@ def make_template(facts: ActorFacts, method: Method, options: dict[str, Any]) ->
     num_returns = options.get("num_returns")
     retries = next((r for r in (options.get("max_task_retries"), own.max_task_retries) if r is not None), facts.max_task_retries)
     retry_exceptions = options.get("retry_exceptions")
-    return TaskTemplate(
+    template = TaskTemplate(
         function_id=facts.class_id,
         name=f"{facts.class_name}.{own.name}",
         function_name=f"{facts.path}.{own.name}",
@@ -121,9 +126,12 @@ def make_template(facts: ActorFacts, method: Method, options: dict[str, Any]) ->
         method=own.name,
         concurrency_group=group,
     )
+    return checked_record(template, f"the options of {facts.class_name}.{own.name}")
 
 
 def lost_handle(handle: Handle) -> ActorHandleNotFoundError:
+    if holder.forked:
+        return ActorHandleNotFoundError(f"{handle!r} cannot be called. {holder.FORKED}")
     return ActorHandleNotFoundError(
         f"{handle!r} belongs to a session that has ended, or was never part of this one. Make the actor again, or look it up with "
         "shoal.get_actor if it is named."

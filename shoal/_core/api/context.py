@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
 from typing import Any
 
 from shoal._base import runtime as holder
-from shoal._base.ids import ActorID, JobID, NodeID, TaskID
+from shoal._base.ids import ActorID, JobID, NodeID, PlacementGroupID, TaskID
 from shoal._base.runtime import Runtime, TaskContext
 from shoal._core.scheduling.resources import to_floats, total_of
 from shoal._core.wire.messages import GetActor, ListNodes, NodeRecord
@@ -125,7 +126,21 @@ class RuntimeContext:
         """The caller has cancelled the running call; RuntimeError in a driver and in async actors, which get asyncio.CancelledError."""
         if self._task is None:
             raise RuntimeError("is_canceled() is only available inside a task or an actor call.")
+        if _on_an_event_loop():
+            raise RuntimeError("is_canceled() is not available in async actors: a cancelled call gets asyncio.CancelledError there.")
         return self._runtime.is_canceled()
+
+    def get_resource_ids(self) -> dict[str, list[str]]:
+        """Deprecated: use ``get_accelerator_ids()``."""
+        _deprecated("get_resource_ids()", "get_accelerator_ids()")
+        return self.get_accelerator_ids()
+
+    @property
+    def current_placement_group_id(self) -> PlacementGroupID:
+        """Deprecated: use ``get_placement_group_id()``."""
+        _deprecated("current_placement_group_id", "get_placement_group_id()")
+        group = self._task.placement_group if self._task is not None else b""
+        return PlacementGroupID(group) if group else PlacementGroupID.nil()
 
     def get(self) -> dict[str, Any]:
         """Return the ids that are set. Deprecated: use the single methods."""
@@ -175,6 +190,18 @@ class RuntimeContext:
         if task is None:
             raise AssertionError(f"{name} is only available inside a task or an actor.")
         return task
+
+
+def _on_an_event_loop() -> bool:
+    """The calling code runs on an asyncio loop, as all methods of async actors do."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None:
+        return False
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # it says so when there is none
+        return False
+    return True
 
 
 def get_runtime_context() -> RuntimeContext:

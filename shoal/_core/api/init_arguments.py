@@ -8,16 +8,24 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from shoal._base.log_config import LoggingConfig
 from shoal._base.suggestions import did_you_mean
-from shoal._core.scheduling.resources import parse_resources, to_floats
+from shoal._core.scheduling.labels import check_labels
+from shoal._core.scheduling.resources import parse_amount, parse_resources, to_floats
+
+from .job import JobConfig
 
 logger = logging.getLogger("shoal")
+
+#: The smallest object store, in bytes; the head checks again.
+STORE_LEAST_BYTES = 75 << 20
 
 #: Accepted for Ray's sake.
 _HIDDEN_KEYWORDS = frozenset({
     "object_spilling_directory", "_enable_object_reconstruction", "_plasma_directory", "_node_ip_address",
     "_driver_object_store_memory", "_memory", "_redis_username", "_redis_password", "_temp_dir", "_metrics_export_port",
     "_system_config", "_tracing_startup_hook", "_node_name",
+    "_worker_entry",  # not Ray's: what workers run, for shoal.testing
 })  # fmt: skip
 
 
@@ -33,6 +41,57 @@ def check_keywords(kwargs: Mapping[str, Any], valid: Iterable[str]) -> None:
     if not isinstance(system_config, dict):
         raise TypeError(f"_system_config must be a dict, got {type(system_config).__name__}.")
     logger.debug("Ignoring _system_config: %s", ", ".join(map(str, system_config)))
+
+
+def checked_amount(argument: str, value: float | None) -> float | None:
+    """Return how many CPUs or GPUs the node offers; None means those that are found. TypeError, ValueError."""
+    if value is None:
+        return None
+    parse_amount(argument, value)
+    return value
+
+
+def checked_bytes(argument: str, value: float | None) -> int | None:
+    """Return a number of bytes; None means that the node decides. TypeError, ValueError."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{argument} must be a number of bytes, got {type(value).__name__}: {value!r}.")
+    if not 0 <= value < 1 << 62:
+        raise ValueError(f"{argument} is a number of bytes and cannot be negative or above 2**62, got {value!r}.")
+    return int(value)
+
+
+def checked_store_bytes(value: float | None) -> int | None:
+    """Return the size of the object store; ValueError below the smallest one."""
+    nbytes = checked_bytes("object_store_memory", value)
+    if nbytes is not None and nbytes < STORE_LEAST_BYTES:
+        raise ValueError(f"object_store_memory is {nbytes} bytes; the smallest object store is {STORE_LEAST_BYTES} bytes (75 MiB).")
+    return nbytes
+
+
+def checked_text(argument: str, value: str | None) -> str:
+    """Return the text; "" for None. TypeError for anything else, paths included: they are given as strings."""
+    if not isinstance(value, str | None):
+        raise TypeError(f"{argument} must be a string or None, got {type(value).__name__}: {value!r}.")
+    return value or ""
+
+
+def checked_node_labels(labels: dict[str, str] | None) -> dict[str, str]:
+    """Return the labels of the node. TypeError, ValueError."""
+    if not isinstance(labels, dict | None):
+        raise TypeError(f"labels must be a dict of label -> value, got {type(labels).__name__}: {labels!r}.")
+    return check_labels(labels or {})
+
+
+def check_kinds(job_config: object, logging_config: object, runtime_env: object) -> None:
+    """Raise TypeError for something else in their places."""
+    if not isinstance(job_config, JobConfig | None):
+        raise TypeError(f"job_config must be a JobConfig or None, got {type(job_config).__name__}: {job_config!r}.")
+    if not isinstance(logging_config, LoggingConfig | None):
+        raise TypeError(f"logging_config must be a LoggingConfig or None, got {type(logging_config).__name__}: {logging_config!r}.")
+    if not isinstance(runtime_env, dict | None):
+        raise TypeError(f"runtime_env must be a dict, a RuntimeEnv or None, got {type(runtime_env).__name__}: {runtime_env!r}.")
 
 
 def checked_resources(resources: dict[str, float]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from shoal._base.log_config import LoggingConfig
 from shoal._core.wire.messages import JobConfigRecord
 
 from .runtime_envs import canonical_json, merge_runtime_envs
+from .wire_check import checked_record
 
 LIFETIMES = ("detached", "non_detached")
 
@@ -49,15 +50,21 @@ class JobConfig:
         self.set_default_actor_lifetime(default_actor_lifetime)
 
     def set_metadata(self, key: str, value: str) -> None:
+        """Set one string that is shown with the job."""
         self.metadata[key] = value
 
-    def set_runtime_env(self, runtime_env: dict[str, Any] | None) -> None:
+    def set_runtime_env(self, runtime_env: dict[str, Any] | None, validate: bool = False) -> None:
+        """Replace the environment of the job's tasks and actors; ``validate`` checks it now, not in ``init``."""
+        if validate:
+            canonical_json(runtime_env or {})
         self.runtime_env = dict(runtime_env or {})
 
     def set_ray_namespace(self, ray_namespace: str) -> None:
+        """Set the namespace of the job's named actors."""
         self.ray_namespace = ray_namespace
 
     def set_default_actor_lifetime(self, default_actor_lifetime: str) -> None:
+        """Set what ``lifetime`` of the job's actors is unless they say otherwise: "detached" or "non_detached"; else ValueError."""
         if default_actor_lifetime not in LIFETIMES:
             raise ValueError(f"Default actor lifetime must be one of {', '.join(LIFETIMES)}, got {default_actor_lifetime!r}.")
         self.default_actor_lifetime = default_actor_lifetime
@@ -82,7 +89,7 @@ def job_record(
     if namespace == "" or config.ray_namespace == "":
         raise ValueError('"" is not a valid namespace. Leave it out to get one of its own for this job.')
     merged = _job_runtime_env(merge_runtime_envs(config.runtime_env, runtime_env or {}), environ)
-    return JobConfigRecord(
+    record = JobConfigRecord(
         env=dict(merged.get("env_vars", {})),
         cwd=os.getcwd(),
         sys_path=[*map(os.path.abspath, config.code_search_path), *_driver_path()],
@@ -93,6 +100,7 @@ def job_record(
         default_actor_lifetime=config.default_actor_lifetime,
         main_path=_main_path(),
     )
+    return checked_record(record, "the settings of the job")
 
 
 def _job_runtime_env(own: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:

@@ -20,9 +20,20 @@ from shoal._base.log_config import LoggingConfig
 from shoal._base.runtime import Runtime
 from shoal._base.settings import read_environment
 from shoal._base.version import __version__
-from shoal._core.scheduling.labels import check_labels
 
-from .init_arguments import check_address, check_keywords, checked_resources, configure_logger, logger
+from .init_arguments import (
+    check_address,
+    check_keywords,
+    check_kinds,
+    checked_amount,
+    checked_bytes,
+    checked_node_labels,
+    checked_resources,
+    checked_store_bytes,
+    checked_text,
+    configure_logger,
+    logger,
+)
 from .job import JobConfig, entrypoint, job_record
 from .ray_context import RayContext
 
@@ -45,6 +56,8 @@ class _Session:
 _lock = threading.RLock()
 _session: _Session | None = None
 _hooked = False
+#: The signal mask of a thread that is forking.
+_fork = threading.local()
 
 
 def init(
@@ -99,6 +112,7 @@ def init(
         RuntimeError: a session runs already; or an unknown keyword.
         ConnectionError: ``address`` asks for a cluster that does not exist.
         ValueError: a bad value.
+        TypeError: a value of the wrong type.
     """
     global _session
     check_keywords(kwargs, init.__kwdefaults__ or ())
@@ -106,6 +120,8 @@ def init(
         if holder._current is not None:
             return _reinit(ignore_reinit_error)
         check_address(address)
+        check_kinds(job_config, logging_config, runtime_env)
+        checked_text("namespace", namespace)
         if configure_logging:
             configure_logger(logging_level, logging_format)
         settings = read_environment()
@@ -113,16 +129,16 @@ def init(
             job_config=job_config, namespace=namespace, runtime_env=runtime_env, logging_config=logging_config, environ=os.environ
         )
         node: dict[str, Any] = {
-            "num_cpus": num_cpus,
-            "num_gpus": num_gpus,
+            "num_cpus": checked_amount("num_cpus", num_cpus),
+            "num_gpus": checked_amount("num_gpus", num_gpus),
             "resources": checked_resources(resources or {}),
-            "labels": check_labels(labels or {}),
-            "object_store_bytes": object_store_memory,
-            "memory_bytes": kwargs.get("_memory"),
-            "node_name": kwargs.get("_node_name") or "",
-            "node_ip": kwargs.get("_node_ip_address") or "127.0.0.1",
-            "temp_dir": kwargs.get("_temp_dir") or "",
-            "spill_dir": kwargs.get("object_spilling_directory") or "",
+            "labels": checked_node_labels(labels),
+            "object_store_bytes": checked_store_bytes(object_store_memory),
+            "memory_bytes": checked_bytes("_memory", kwargs.get("_memory")),
+            "node_name": checked_text("_node_name", kwargs.get("_node_name")),
+            "node_ip": checked_text("_node_ip_address", kwargs.get("_node_ip_address")) or "127.0.0.1",
+            "temp_dir": checked_text("_temp_dir", kwargs.get("_temp_dir")),
+            "spill_dir": checked_text("object_spilling_directory", kwargs.get("object_spilling_directory")),
         }
         head: HeadProcess | None = None
         runtime: Runtime
@@ -135,8 +151,9 @@ def init(
             from shoal._core.process.start import start_head
             from shoal._core.worker.driver import connect_driver
 
-            head = start_head(HeadOptions(**node, settings=settings))
-            show_logs = settings.log_to_driver if log_to_driver is None else log_to_driver
+            own_entry = {"worker_entry": kwargs["_worker_entry"]} if kwargs.get("_worker_entry") else {}
+            head = start_head(HeadOptions(**node, **own_entry, settings=settings))
+            show_logs = settings.log_to_driver if log_to_driver is None else bool(log_to_driver)
             try:
                 runtime = connect_driver(
                     agent_address=head.ready.agent_address,
@@ -187,9 +204,15 @@ def is_initialized() -> bool:
 
 
 def ensure_runtime() -> Runtime:
-    """Return the process's runtime; without one, start a session as ``init(address="local")`` does."""
+    """Return the process's runtime; without one, start a session as ``init(address="local")`` does.
+
+    Raises:
+        RuntimeError: in a process forked from one of a session: such a child has to call ``init`` itself.
+    """
     runtime = holder._current
     if runtime is None:
+        if holder.forked:  # a pool of forked children must not become a crowd of sessions that nobody asked for
+            raise RuntimeError(holder.FORKED)
         init("local", ignore_reinit_error=True)
         runtime = holder.current()
     return runtime
@@ -243,9 +266,29 @@ def _forget_session() -> None:
     """In a forked child: the session belongs to the parent, whose threads do not exist here."""
     global _session, _lock
     session, _session, _lock = _session, None, threading.RLock()
-    holder.install(None)
+    if holder._current is not None:
+        holder.forked = True
+        holder._current.abandon()
+        holder.install(None)
     if session is not None and session.head is not None:
         session.head.abandon()
+    if signal.getsignal(signal.SIGTERM) is _exit_on_sigterm:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _unblock_sigterm()
 
 
-os.register_at_fork(after_in_child=_forget_session)
+def _block_sigterm() -> None:
+    """Before a fork. A child that gets SIGTERM dies of it, as it would without us: in its first moments Python drops signals that have a
+    handler, and later a child that waits for a lock of another process would not notice one. ``Pool.terminate()`` would wait for ever.
+    """
+    if signal.getsignal(signal.SIGTERM) is _exit_on_sigterm:
+        _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _unblock_sigterm() -> None:
+    mask = _fork.__dict__.pop("mask", None)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+os.register_at_fork(before=_block_sigterm, after_in_parent=_unblock_sigterm, after_in_child=_forget_session)

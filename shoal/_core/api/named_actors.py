@@ -21,10 +21,12 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
     Raises:
         ValueError: no live actor has the name, or a name is empty.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"An actor's name is a string, got {type(name).__name__}: {name!r}.")
     if not name:
         raise ValueError("Please supply a non-empty value to get_actor")
+    if not isinstance(name, str):
+        raise TypeError(f"An actor's name is a string, got {type(name).__name__}: {name!r}.")
+    if not isinstance(namespace, str | None):
+        raise TypeError(f"A namespace is a string, got {type(namespace).__name__}: {namespace!r}.")
     if namespace == "":
         raise ValueError('"" is not a valid namespace. Leave it out for the namespace of this job.')
     runtime = ensure_runtime()
@@ -42,7 +44,7 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
 def list_named_actors(all_namespaces: bool = False) -> list[Any]:
     """Return the names of the live actors of this namespace, or of all as ``{"name": ..., "namespace": ...}``."""
     runtime = ensure_runtime()
-    names = runtime.request_control_store(ListNamedActors(0, runtime.namespace, all_namespaces)).names
+    names = runtime.request_control_store(ListNamedActors(0, runtime.namespace, bool(all_namespaces))).names
     if all_namespaces:
         return [{"name": name, "namespace": namespace} for namespace, name in names]
     return [name for _, name in names]
@@ -63,7 +65,7 @@ def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
     runtime = holder._current
     if runtime is None or runtime is not actor._runtime:
         raise lost_handle(actor)
-    runtime.kill_actor(actor._facts.actor_id, no_restart)
+    runtime.kill_actor(actor._facts.actor_id, bool(no_restart))
 
 
 def exit_actor() -> None:

@@ -82,6 +82,14 @@ def _backpressure(value: int) -> str | None:
     return None if value > 0 or value == -1 else "it must be at least 1 (one item at a time), or -1 to switch it off"
 
 
+def _sendable(value: str) -> str | None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "it holds characters that UTF-8 cannot say"
+    return None
+
+
 def _not_empty(value: str) -> str | None:
     return None if value else "it cannot be an empty string; leave it out instead"
 
@@ -144,7 +152,7 @@ _RETURNS = Option("num_returns", (int, str), None, _num_returns)
 TASK_OPTIONS = _table(
     _SCHEDULING,
     (
-        Option("name", (str,)),
+        Option("name", (str,), None, _sendable),
         Option("max_calls", (int,), None, _at_least(0)),
         Option("max_retries", (int,), None, _count_or_forever),
         Option("object_store_memory", _NUMBER, None, _not_for_tasks),
@@ -175,7 +183,7 @@ ACTOR_OPTIONS = _table(
 
 METHOD_OPTIONS = _table((
     _RETURNS,
-    Option("name", (str,)),
+    Option("name", (str,), None, _sendable),
     Option("concurrency_group", (str,)),
     Option("max_task_retries", (int,), None, _count_or_forever),
     _RETRY,

@@ -26,6 +26,8 @@ from shoal._core.wire.messages import (
 from shoal.exceptions import RayError
 
 from .lifecycle import ensure_runtime
+from .node_ids import check_node_id
+from .wire_check import checked_record
 
 STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 
@@ -33,8 +35,8 @@ STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 class PlacementGroup:
     """A handle to a placement group; can be passed to tasks and pickled."""
 
-    def __init__(self, group_id: PlacementGroupID | bytes, bundle_units: list[ResourceSet] | None = None) -> None:
-        self.id = group_id if isinstance(group_id, PlacementGroupID) else PlacementGroupID(group_id)
+    def __init__(self, id: PlacementGroupID | bytes, bundle_units: list[ResourceSet] | None = None) -> None:
+        self.id = id if isinstance(id, PlacementGroupID) else PlacementGroupID(id)
         #: Fixed-point; None until the control store was asked.
         self._bundle_units = bundle_units
 
@@ -45,6 +47,7 @@ class PlacementGroup:
 
     @property
     def is_empty(self) -> bool:
+        """This is the group that stands for "no placement group"."""
         return self.id.is_nil()
 
     def ready(self) -> ObjectRef[PlacementGroup]:
@@ -81,6 +84,7 @@ class PlacementGroup:
 
     @property
     def bundle_count(self) -> int:
+        """The number of bundles."""
         return len(self.bundle_units)
 
     def __eq__(self, other: object) -> bool:
@@ -103,6 +107,7 @@ def placement_group(
     lifetime: str | None = None,
     _soft_target_node_id: str | None = None,
     bundle_label_selector: list[dict[str, str]] | None = None,
+    topology_strategy: list[dict[str, str]] | None = None,
 ) -> PlacementGroup:
     """Reserve bundles of resources, all or none; returns at once, the reservation happens in the background.
 
@@ -112,10 +117,14 @@ def placement_group(
         name: under which ``get_placement_group`` finds it within the namespace.
         lifetime: "detached" keeps it after this job's end.
         bundle_label_selector: one label selector per bundle.
+        topology_strategy: only None: nodes have no topology.
 
     Raises:
         ValueError: a bad bundle, strategy, lifetime or selector.
+        TypeError: a name, an amount or a condition of the wrong type.
     """
+    if topology_strategy is not None:
+        raise ValueError("topology_strategy is not supported: nodes have no topology here. Use strategy or bundle_label_selector.")
     runtime = ensure_runtime()
     units = _checked_bundles(bundles)
     strategy = "PACK" if strategy is None else strategy
@@ -123,19 +132,23 @@ def placement_group(
         raise ValueError(f"Invalid placement group strategy {strategy!r}. Supported are {', '.join(STRATEGIES)}.")
     if lifetime not in (None, "detached"):
         raise ValueError(f"The placement group's lifetime must be None or 'detached', got {lifetime!r}.")
+    if not isinstance(name, str | None):
+        raise TypeError(f"A placement group's name is a string, got {type(name).__name__}: {name!r}.")
+    if _soft_target_node_id is not None:
+        _check_soft_target(_soft_target_node_id, strategy)
     context = runtime.task_context()
     spec = PlacementGroupSpec(
         placement_group_id=os.urandom(PLACEMENT_GROUP_BYTES - JOB_BYTES) + runtime.job_id,
         job_id=runtime.job_id,
         bundles=units,
         strategy=strategy,
-        name=name,
+        name=name or "",
         detached=lifetime == "detached",
         creator_actor=context.actor_id if context is not None else b"",
         bundle_label_selector=_checked_selectors(bundle_label_selector, len(units)),
         namespace=runtime.namespace,
     )
-    runtime.request_control_store(CreatePlacementGroup(0, spec))
+    runtime.request_control_store(CreatePlacementGroup(0, checked_record(spec, "the placement group's arguments")))
     return PlacementGroup(spec.placement_group_id, units)
 
 
@@ -149,6 +162,8 @@ def get_placement_group(placement_group_name: str) -> PlacementGroup:
     """Return the group of that name in this namespace; ValueError if there is none."""
     if not placement_group_name:
         raise ValueError("Please supply a non-empty value to get_placement_group")
+    if not isinstance(placement_group_name, str):
+        raise TypeError(f"A placement group's name is a string, got {type(placement_group_name).__name__}: {placement_group_name!r}.")
     record = _record(ensure_runtime(), b"", placement_group_name)
     return PlacementGroup(record.spec.placement_group_id, record.spec.bundles)
 
@@ -200,6 +215,12 @@ def _check_group(placement_group: object) -> None:
         raise TypeError(f"A PlacementGroup is needed, got {type(placement_group).__name__}: {placement_group!r}.")
 
 
+def _check_soft_target(node_id: object, strategy: str) -> None:
+    if strategy != "STRICT_PACK":
+        raise ValueError(f"_soft_target_node_id only makes sense with strategy STRICT_PACK, got {strategy}.")
+    check_node_id(node_id)
+
+
 def _checked_bundles(bundles: Sequence[Mapping[str, float]]) -> list[ResourceSet]:
     if not isinstance(bundles, list):
         raise ValueError(f"Placement group bundles must be a list, got {type(bundles).__name__}: {bundles!r}.")
@@ -217,6 +238,8 @@ def _checked_bundles(bundles: Sequence[Mapping[str, float]]) -> list[ResourceSet
 def _checked_selectors(selectors: list[dict[str, str]] | None, count: int) -> list[dict[str, str]]:
     if selectors is None:
         return []
+    if not isinstance(selectors, list):
+        raise ValueError(f"bundle_label_selector must be a list of label selectors, got {type(selectors).__name__}: {selectors!r}.")
     if len(selectors) != count:
         raise ValueError(f"bundle_label_selector needs one selector per bundle: {count} bundles, {len(selectors)} selectors.")
     return [dict(parse_selector(selector)) for selector in selectors]

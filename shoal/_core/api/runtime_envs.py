@@ -18,6 +18,36 @@ _NOT_BUILT = {
 }  # fmt: skip
 
 
+class RuntimeEnv(dict[str, Any]):
+    """An environment as a dict whose fields are checked when it is made; a plain dict does as well.
+
+    Args:
+        fields: as ``runtime_env=`` takes them: ``env_vars``, ``working_dir``. None means not given.
+
+    Raises:
+        RuntimeEnvSetupError: a field that this version does not build.
+        ValueError: an unknown field, or a ``working_dir`` that is not a local directory.
+        TypeError: a value of the wrong type.
+    """
+
+    def __init__(self, *, _validate: bool = True, **fields: Any) -> None:
+        super().__init__({name: value for name, value in fields.items() if value is not None})
+        if _validate:
+            canonical_json(self)
+
+    def env_vars(self) -> dict[str, str]:
+        """Return a copy of the environment variables."""
+        return dict(self.get("env_vars", {}))
+
+    def working_dir(self) -> str | None:
+        """Return the directory in which workers start; None if it is the driver's."""
+        return self.get("working_dir")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict of the fields."""
+        return dict(self)
+
+
 def runtime_env_of(runtime: Runtime, own: Mapping[str, Any] | None) -> str:
     """Return the environment of a task or actor as canonical JSON: its own over its parent's over the job's; "" when it is the job's."""
     context = runtime.task_context()

@@ -91,8 +91,10 @@ def _place(
         if capture is None:
             context = runtime.task_context()
             capture = context is not None and context.capture_child_tasks
-        group = strategy.placement_group
-        index = strategy.placement_group_bundle_index
+        group: Any = strategy.placement_group
+        index: Any = strategy.placement_group_bundle_index
+        if not isinstance(group, PlacementGroup | None) or type(index) is not int:
+            raise TypeError(f"PlacementGroupSchedulingStrategy takes a PlacementGroup and the index of a bundle, got {group!r}, {index!r}.")
         if group is not None and not -1 <= index < group.bundle_count:
             raise ValueError(
                 f"placement group bundle index {index} is invalid: the group has {group.bundle_count} bundles, from 0 on; -1 means any."

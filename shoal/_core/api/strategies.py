@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from shoal._base.ids import NODE_BYTES, NodeID
+from shoal._base.ids import NodeID
+
+from .node_ids import check_node_id
 
 if TYPE_CHECKING:
     from .placement import PlacementGroup
@@ -47,7 +49,7 @@ class NodeAffinitySchedulingStrategy:
         self.soft = soft
         self._spill_on_unavailable = _spill_on_unavailable
         self._fail_on_unavailable = _fail_on_unavailable
-        _check_node_id(self.node_id)
+        check_node_id(self.node_id)
         if _spill_on_unavailable and not soft:
             raise ValueError("_spill_on_unavailable only makes sense with soft=True: a hard affinity never runs elsewhere.")
         if _fail_on_unavailable and soft:
@@ -124,19 +126,6 @@ class DoesNotExist(LabelOperator):
 
 
 STRATEGY_CLASSES = (PlacementGroupSchedulingStrategy, NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy)
-
-
-def _check_node_id(node_id: object) -> None:
-    if not isinstance(node_id, str):
-        raise ValueError(f"node_id must be a hexadecimal string or a NodeID, got {type(node_id).__name__}: {node_id!r}.")
-    try:
-        binary = bytes.fromhex(node_id)
-    except ValueError:
-        binary = b""
-    if len(binary) != NODE_BYTES or binary == b"\xff" * NODE_BYTES:
-        raise ValueError(
-            f"Invalid node_id {node_id!r}: it has {2 * NODE_BYTES} hexadecimal digits. shoal.nodes() lists the ids of all nodes."
-        )
 
 
 def _checked_labels(labels: Mapping[Any, Any] | None, which: str) -> dict[str, LabelOperator]:

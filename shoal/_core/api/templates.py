@@ -12,6 +12,7 @@ from shoal._core.wire.messages import TaskTemplate
 from .conventions import DYNAMIC, RETRY_ALL, RETRY_NONE, STREAMING
 from .options import TASK_OPTIONS, value_of
 from .shapes import task_shape
+from .wire_check import checked_record
 
 
 def task_template(
@@ -31,7 +32,7 @@ def task_template(
     if max_calls is None:
         # A process keeps its device memory until it ends, so the device is free for the next task only if the worker goes.
         max_calls = 1 if options.get("num_gpus") else 0
-    return TaskTemplate(
+    template = TaskTemplate(
         function_id=function_id,
         name=name,
         function_name=function_name,
@@ -43,6 +44,7 @@ def task_template(
         backpressure=value_of(TASK_OPTIONS, options, "_generator_backpressure_num_objects") or -1,
         capture_child_tasks=capture,
     )
+    return checked_record(template, f"the options of {name}")
 
 
 def encode_num_returns(num_returns: int | str | None, *, is_generator: bool) -> int:

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+import msgspec
+
 from shoal._core.node_agent.adoption import AdoptedObject, Adoption
 from shoal._core.node_agent.peers import Connect, Peer, Process, Store
 from shoal._core.wire.messages import (
@@ -57,6 +59,8 @@ class AdoptedObjects:
         self._grace_s = grace_s
         self._connect = connect
         self._connected = connected
+        #: Object -> what borrowers said of it, in order, while its owner's end is not noticed yet.
+        self._late: dict[bytes, list[tuple[Peer, Any]]] = {}
         #: Requests in progress; joined (cancelled) by ``close``.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -73,16 +77,29 @@ class AdoptedObjects:
                 if refs and self._connect is not None:
                     self._spawn(self._register_inside(adopted, worker_id))
 
+    def sealed(self, object_id: bytes) -> None:
+        """A process has stored an object; its owner may have ended while the task ran."""
+        stored = self._store.stored(object_id)
+        if stored is not None and stored[0].node_id == self._me.node_id and stored[0].worker_id not in self._connected():
+            self.state.adopt_stored(object_id, Value(STORED, b"", stored[1], stored[2]), self._loop.time())
+
     def handle(self, connection: Peer, message: Any) -> None:
         """Serve one message of a borrower."""
-        now = self._loop.time()
+        late = self._late.get(message.object_id)
+        kind = type(message)
+        if late is not None:
+            late.append((connection, message))
+        elif (kind is GetObject or kind is AddBorrower) and message.object_id not in self.state and self._store.contains(message.object_id):
+            # Its owner's end has not been noticed here yet; the borrower saw it first.
+            self._late[message.object_id] = [(connection, message)]
+            self._spawn(self._serve_late(message.object_id))
+        else:
+            self._serve(connection, message)
+
+    def _serve(self, connection: Peer, message: Any) -> None:
         kind = type(message)
         if kind is GetObject or kind is AddBorrower:
-            if message.object_id not in self.state and self._store.contains(message.object_id):
-                # Its owner's end has not been noticed here yet; the borrower saw it first.
-                self._spawn(self._serve_late(connection, message))
-            else:
-                self._serve(connection, message)
+            self._answer(connection, message)
         elif kind is RemoveBorrower:
             self._free(self.state.remove_borrower(message.object_id, message.borrower.worker_id, message.count))
         elif kind is ReportLost:
@@ -90,7 +107,7 @@ class AdoptedObjects:
         elif kind is PinForever:
             self.state.pin_forever(message.object_id)
         else:
-            raise TypeError(f"not a borrower's message: {kind.__name__} at {now}")
+            raise TypeError(f"not a borrower's message: {kind.__name__}")
 
     def borrower_lost(self, worker_id: bytes) -> None:
         self._free(self.state.borrower_lost(worker_id))
@@ -103,7 +120,7 @@ class AdoptedObjects:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _serve(self, connection: Peer, message: Request) -> None:
+    def _answer(self, connection: Peer, message: Request) -> None:
         adopted = self.state.get(message.object_id, self._loop.time())
         if adopted is None:
             connection.fail(
@@ -128,17 +145,25 @@ class AdoptedObjects:
         else:
             connection.send(ObjectValue(message.rid, adopted.value))
 
-    async def _serve_late(self, connection: Peer, message: Request) -> None:
+    async def _serve_late(self, object_id: bytes) -> None:
         for _ in range(max(1, round(self._grace_s / LOOK_S))):
             await asyncio.sleep(LOOK_S)
-            if message.object_id in self.state or not self._store.contains(message.object_id):
+            if object_id in self.state or not self._store.contains(object_id):
                 break
-        self._serve(connection, message)
+        for connection, message in self._late.pop(object_id):
+            if not connection.closed:  # or what it registers would never be given back
+                self._serve(connection, message)
 
     async def _hand_out(self, connection: Peer, message: GetObject, adopted: AdoptedObject) -> None:
         """Register the reader with every reference inside, then send the value (rule 3 of docs/design/core.md)."""
-        await asyncio.gather(*(self._register(inner, message.borrower) for inner in adopted.value.refs))
-        connection.send(ObjectValue(message.rid, adopted.value))
+        me, reader = self._me, message.borrower
+        # The owner of what is inside counts it under the name of the sender, when it is the reader itself.
+        await asyncio.gather(
+            *(self._register(inner, me if inner.owner.worker_id == reader.worker_id else reader) for inner in adopted.value.refs)
+        )
+        # What is adopted too was registered here: a reader that looked for its dead owner first would register again.
+        refs = [ObjectRefInfo(inner.object_id, me if inner.object_id in self.state else inner.owner) for inner in adopted.value.refs]
+        connection.send(ObjectValue(message.rid, msgspec.structs.replace(adopted.value, refs=refs)))
 
     async def _register_inside(self, adopted: AdoptedObject, dead: bytes) -> None:
         """Hold the references inside at their owners; the dead process itself answers for nothing any more."""
@@ -146,7 +171,7 @@ class AdoptedObjects:
         await asyncio.gather(*(self._register(inner, self._me) for inner in inside))
         adopted.registered = True
         if adopted.object_id not in self.state:  # freed meanwhile
-            self._unregister_inside(adopted)
+            self._free(self._unregister_inside(adopted))
 
     async def _register(self, inner: ObjectRefInfo, borrower: Address) -> None:
         if self.state.add_borrower(inner.object_id, borrower.worker_id, 1, by_itself=False) or self._connect is None:
@@ -159,18 +184,26 @@ class AdoptedObjects:
 
     def _free(self, freed: Iterable[AdoptedObject]) -> None:
         stored = []
-        for adopted in freed:
+        work = list(freed)
+        while work:  # a loop: containers may be nested deeper than the stack
+            adopted = work.pop()
             if adopted.value.kind == STORED:
                 stored.append(adopted.object_id)
             if adopted.registered:
-                self._unregister_inside(adopted)
+                work += self._unregister_inside(adopted)
         if stored:
             self._store.free(stored)
 
-    def _unregister_inside(self, adopted: AdoptedObject) -> None:
+    def _unregister_inside(self, adopted: AdoptedObject) -> list[AdoptedObject]:
+        """Give back what was registered for the references inside; return what is free now."""
+        me = self._me.worker_id
+        freed: list[AdoptedObject] = []
         for inner in adopted.value.refs:
-            if inner.owner.worker_id != self._me.worker_id and self._connect is not None:
+            if inner.object_id in self.state:  # its owner has ended too, and what was registered there is counted here
+                freed += self.state.remove_borrower(inner.object_id, me, 1)
+            elif inner.owner.worker_id != me and self._connect is not None:
                 self._spawn(self._unregister(inner))
+        return freed
 
     async def _unregister(self, inner: ObjectRefInfo) -> None:
         assert self._connect is not None

@@ -105,12 +105,28 @@ class Children:
         """Drop the statuses of children nobody asked for: no report is under way that could name them."""
         self._early.clear()
 
-    def kill_strangers(self) -> None:
-        """SIGKILL half-born workers: children that nobody watches and that carry no live worker's mark. For when the template has died."""
+    def kill_strangers(self) -> int:
+        """SIGKILL half-born workers: children that nobody watches and that carry no live worker's mark; return how many were there.
+
+        For when the template has died. What they have forked comes here when they are gone: repeat until 0.
+        """
+        found = 0
         for pid in self._unwatched():
             worker = processes.mark_of(pid, processes.WORKER_MARK)
             if processes.mark_of(pid, processes.SESSION_MARK) == self._session and not self._is_live(worker):
                 processes.kill_group(pid)
+                found += 1
+        return found
+
+    def unreported(self) -> dict[str, int]:
+        """Return worker id (hex) -> pid of children nobody watches: the oldest of a mark, for what a worker starts carries it, too."""
+        stats = [stat for pid in self._unwatched() if (stat := processes.read_stat(pid)) is not None and stat.state != "Z"]
+        workers: dict[str, int] = {}
+        for stat in sorted(stats, key=lambda stat: (stat.start_time, stat.pid)):
+            worker = processes.mark_of(stat.pid, processes.WORKER_MARK)
+            if worker and worker != processes.NO_WORKER and self._is_ours(stat.pid):
+                workers.setdefault(worker, stat.pid)
+        return workers
 
     def kill_all(self, spare: frozenset[int] = frozenset()) -> int:
         """SIGKILL all children except ``spare`` and other sessions' processes; return how many were still there. Repeat until 0."""

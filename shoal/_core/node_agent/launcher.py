@@ -1,7 +1,7 @@
 """Worker processes: have them forked, kill them, learn how they ended.
 
     start(worker_id) ─▶ queue ─(one packet under way)─▶ template ─(report: pid)─▶ Children.watch ─(exit)─▶ on_exit
-                                    └ template died: start another, send the packet again
+                                    └ template died: start another, take what has been forked, ask again for the rest
 
 One packet at a time, of all starts that came together: a single start leaves at once, a burst shares its forks.
 """
@@ -28,6 +28,8 @@ _ATTEMPTS = 20
 #: Seconds between two templates at least, so that one that cannot start does not eat the machine; doubled up to the limit.
 _RESTART_S = 0.05
 _RESTART_LIMIT_S = 5.0
+#: Seconds until what was killed is looked at again.
+_STRANGERS_S = 0.005
 #: Templates in a row that end before they can fork, until the starts that wait are given up.
 _USELESS_LIMIT = 3
 #: Ended workers whose last lines can still be asked for.
@@ -132,7 +134,8 @@ class TemplateLauncher:
         self._closed = True
         self._queue.clear()
         deadline = self._loop.time() + timeout_s
-        while self.children.kill_all(frozenset({self.template_pid})):
+        # A worker that the template forks at this moment is nobody's child here until the report comes.
+        while self.children.kill_all(frozenset({self.template_pid})) or (self._asked and self._channel >= 0):
             if self._loop.time() > deadline:
                 return False
             await asyncio.sleep(0.002)
@@ -217,12 +220,7 @@ class TemplateLauncher:
         log.warning("The template process %d ended (exit code %s, signal %s); starting another.", pid, exit_code, signal)
         self.template_pid = 0
         self._useless += 1
-        # Of the packet under way nobody knows what became: end what was half made, and ask again.
-        self._queue.extendleft(reversed(self._asked))
-        self._asked.clear()
-        self.children.kill_strangers()
-        if self._useless >= _USELESS_LIMIT:
-            self._give_up_starts()
+        self.children.kill_strangers()  # the middle process first of all, if a packet is under way
         self._loop.call_later(self._restart_s, self._restart_template)
         self._restart_s = min(_RESTART_LIMIT_S, 2 * self._restart_s)
 
@@ -235,14 +233,30 @@ class TemplateLauncher:
     def _restart_template(self) -> None:
         if self._closed:
             return
+        if self.children.kill_strangers():  # what the dead middle process had forked has come to us since
+            self._loop.call_later(_STRANGERS_S, self._restart_template)
+            return
         self._restarts += 1
-        self.children.kill_strangers()  # again: what the dead middle process had forked has come to us since
+        self._adopt_workers()
+        if self._useless >= _USELESS_LIMIT:
+            self._give_up_starts()
         self.template_pid, self._channel = self._new_template(list(self._pids.values()))
         self._adopt_template()
         for worker_id in [w for w in self._queue if w in self._unwanted]:
             self._unwanted.discard(worker_id)
             self.kill(worker_id)
         self._ask()
+
+    def _adopt_workers(self) -> None:
+        """Nobody has reported on the packet under way: take what was forked for it, which may serve already; ask again for the rest."""
+        asked, self._asked = self._asked, []
+        born = self.children.unreported() if asked else {}
+        for worker_id in reversed(asked):
+            pid = born.get(worker_id.hex())
+            if pid is None:
+                self._queue.appendleft(worker_id)
+            else:
+                self._forked(worker_id, pid)
 
     def _drop_channel(self) -> None:
         if self._channel >= 0:

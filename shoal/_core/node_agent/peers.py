@@ -48,6 +48,9 @@ class Store(Protocol):
     def disconnected(self, connection: Any, /) -> None: ...
     def free(self, ids: list[bytes], /) -> None: ...
     def contains(self, object_id: bytes, /) -> bool: ...
+    def stored(self, object_id: bytes, /) -> tuple[Address, int, list[ObjectRefInfo]] | None:
+        """(owner, bytes, references inside) of a sealed object; None if there is none."""
+
     def objects_of(self, worker_id: bytes, /) -> Iterable[tuple[bytes, int, list[ObjectRefInfo]]]:
         """(object id, bytes, references inside) of the sealed objects that the process owns."""
 
@@ -85,6 +88,8 @@ class Process:
     log_to_driver: bool = False
     #: Set when the process said that it ends, or when it was told to.
     cause: Cause | None = None
+    #: It leaves, and waits for tasks that it submitted.
+    unfinished: bool = False
     name: str = ""
 
 

@@ -225,7 +225,10 @@ class NodeAgent:
         handler = self._handlers.get(type(message))
         if handler is not None:
             handler(connection, message)
-        elif not self._store.handle(connection, message):
+        elif self._store.handle(connection, message):
+            if type(message) is wire.SealObject:
+                self.adopted.sealed(message.object_id)
+        else:
             log.warning("The node agent got a %s, which it does not serve.", type(message).__name__)
             if (rid := getattr(message, "rid", None)) is not None:
                 connection.fail(rid, "RuntimeError", f"The node agent does not serve {type(message).__name__}.")
@@ -238,6 +241,7 @@ class NodeAgent:
         if not isinstance(process, Process) or self._closed:
             return
         self._forget(process)
+        self.adopted.borrower_lost(process.address.worker_id)  # its last words may have come after its exit status
         if process.is_driver:
             if any(process.job_id):
                 self._end_job(process.job_id, Cause("job_finished", "Its driver has ended."))
@@ -281,6 +285,8 @@ class NodeAgent:
         if not isinstance(process, Process):
             connection.fail(message.rid, "RuntimeError", "A process registers (RegisterProcess) before it asks for leases.")
             return
+        if process.number not in self._owners:
+            return  # it has ended: its exit status came before its last words
         self.learn_job(process.address.worker_id, message.shape.job_id)
         self.queue(
             LeaseRequest(process.number, message.rid, strategies.freeze(message.shape), self.loop.time(), message.retriable, message.name)
@@ -323,7 +329,7 @@ class NodeAgent:
     def _on_exiting(self, connection: Peer, message: wire.ProcessExiting) -> None:
         process = connection.tag
         if isinstance(process, Process):
-            process.cause = message.cause
+            process.cause, process.unfinished = message.cause, message.unfinished
             self.pool.ending(process.address.worker_id)
 
     def _on_kill(self, connection: Peer, message: wire.KillProcess) -> None:
@@ -378,7 +384,8 @@ class NodeAgent:
                 case lease_state.Grant(lease):
                     self._find_worker(lease)
                 case lease_state.Want(lease):
-                    if lease.owner in self._owners:
+                    # One whose worker is still starting is unknown to its owner: it is told with the grant.
+                    if lease.owner in self._owners and lease.lease_id in self._lease_workers:
                         self._owners[lease.owner].connection.send(wire.LeaseWanted(lease.lease_id))
                 case lease_state.TellInfeasible(request, message):
                     if request.owner in self._owners:
@@ -418,7 +425,8 @@ class NodeAgent:
         if lease.is_actor:
             self.actors.worker_found(lease, process)
             return
-        self._owners[lease.owner].connection.send(
+        connection = self._owners[lease.owner].connection
+        connection.send(
             wire.LeaseGranted(
                 lease.request.rid,
                 lease.lease_id,
@@ -429,6 +437,8 @@ class NodeAgent:
                 lease.bundle_index,
             )
         )
+        if lease.wanted:
+            connection.send(wire.LeaseWanted(lease.lease_id))
 
     def _start_failed(self, lease_id: int) -> None:
         lease = self._end_lease(lease_id)
@@ -474,7 +484,15 @@ class NodeAgent:
         self._kill_later(worker_id, cause)
 
     def _kill_later(self, worker_id: bytes, cause: Cause) -> None:
-        self.loop.call_later(LEAVE_S, self.kill_worker, worker_id, cause)  # nothing happens if it has gone by then
+        self.loop.call_later(LEAVE_S, self._kill_stuck, worker_id, cause)
+
+    def _kill_stuck(self, worker_id: bytes, cause: Cause) -> None:
+        """Kill a worker that should have left. One that says it waits for its own tasks is looked at again."""
+        process = self._processes.get(worker_id)
+        if process is not None and process.unfinished:
+            self._kill_later(worker_id, cause)
+        else:
+            self.kill_worker(worker_id, cause)  # nothing happens if it has gone
 
     def _forget(self, process: Process) -> None:
         """A process's connection or life has ended: it owns no leases and borrows nothing. Idempotent."""

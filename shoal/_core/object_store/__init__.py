@@ -17,10 +17,10 @@ Must not know: what the bytes mean, who borrows references, tasks.
 
 from __future__ import annotations
 
-from shoal._core.object_store.arena import Arena
+from shoal._core.object_store.arena import Arena, ArenaClosed
 from shoal._core.object_store.client import Place, StoreClient
 from shoal._core.object_store.disk import Disk, DiskUsage
 from shoal._core.object_store.entries import StoredObject, StoreStatistics
 from shoal._core.object_store.store import ObjectStore
 
-__all__ = ["Arena", "Disk", "DiskUsage", "ObjectStore", "Place", "StoreClient", "StoreStatistics", "StoredObject"]
+__all__ = ["Arena", "ArenaClosed", "Disk", "DiskUsage", "ObjectStore", "Place", "StoreClient", "StoreStatistics", "StoredObject"]

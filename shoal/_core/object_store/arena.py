@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
@@ -43,12 +44,18 @@ class Writable(Protocol):
     def write_to(self, fd: int, offset: int) -> None: ...
 
 
+class ArenaClosed(Exception):
+    """The memory is given back in this process, for good."""
+
+
 class Arena:
-    """A memory file of fixed size. Thread-safe."""
+    """A memory file of fixed size. Thread-safe. After ``close``, whatever needs a new view raises ArenaClosed."""
 
     def __init__(self, fd: int, nbytes: int) -> None:
         self.nbytes = nbytes
         self._fd = fd
+        #: Held while a mapping is made, so that ``close`` cannot take the descriptor away meanwhile.
+        self._lock = threading.Lock()
         self._read: Mapping | None = None
         self._write: Mapping | None = None
         #: Huge pages whose entries this process has made for writing.
@@ -84,9 +91,11 @@ class Arena:
 
     def view(self, offset: int, nbytes: int, on_release: Callable[[], None] | None = None) -> memoryview:
         """Return a read-only view; ``on_release`` runs once, in any thread, when the last view derived from it is gone."""
-        if self._read is None:
-            self._read = Mapping(self._fd, self.nbytes, writable=False, huge=True)
-        return self._read.view(offset, nbytes, on_release)
+        mapping = self._read
+        if mapping is None:
+            with self._lock:
+                mapping = self._read = self._map(self.nbytes, writable=False, huge=True)
+        return mapping.view(offset, nbytes, on_release)
 
     def private_view(self, offset: int, nbytes: int, on_release: Callable[[], None] | None = None) -> memoryview:
         """Return a writable view whose changes nobody else sees.
@@ -94,7 +103,9 @@ class Arena:
         A map of its own per view, so that two readers of one object in one process do not see each other's changes, and nothing stale
         is left behind when the range is used again.
         """
-        return Mapping(self._fd, max(nbytes, 1), offset, writable=True, private=True).view(0, nbytes, on_release, readonly=False)
+        with self._lock:
+            mapping = self._map(max(nbytes, 1), offset, writable=True, private=True)
+        return mapping.view(0, nbytes, on_release, readonly=False)
 
     def write(self, offset: int, value: Writable) -> None:
         """Copy a value to ``offset``, with the interpreter lock released while large buffers are copied."""
@@ -107,9 +118,16 @@ class Arena:
         value.write_into(mapping.view(offset, nbytes, readonly=False))
 
     def writable_map(self) -> Mapping:
-        if self._write is None:
-            self._write = Mapping(self._fd, self.nbytes, writable=True, huge=True)
-        return self._write
+        mapping = self._write
+        if mapping is None:
+            with self._lock:
+                mapping = self._write = self._map(self.nbytes, writable=True, huge=True)
+        return mapping
+
+    def _map(self, nbytes: int, offset: int = 0, *, writable: bool, private: bool = False, huge: bool = False) -> Mapping:
+        if self._fd < 0:
+            raise ArenaClosed
+        return Mapping(self._fd, nbytes, offset, writable=writable, private=private, huge=huge)
 
     def _populate(self, mapping: Mapping, offset: int, nbytes: int) -> None:
         chunks = set(range(offset // HUGE_PAGE_BYTES, -(-(offset + nbytes) // HUGE_PAGE_BYTES)))
@@ -131,8 +149,9 @@ class Arena:
         return mapping.populate(start, nbytes)
 
     def close(self) -> None:
-        """Close the descriptor. Views stay valid."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
-        self._read = self._write = None
+        """Give back descriptor and mappings. Views stay valid. Idempotent."""
+        with self._lock:
+            if self._fd >= 0:
+                fd, self._fd = self._fd, -1
+                os.close(fd)
+            self._read = self._write = None

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable
 
 from shoal._core.object_store.admission import Admission, Blocked, Dropped, Granted, RoomRequest, Spill
+from shoal._core.object_store.allocation import round_up
 from shoal._core.object_store.arena import Arena
 from shoal._core.object_store.disk import PAUSE_S, Disk, Piece, format_bytes
 from shoal._core.object_store.entries import Entry
@@ -145,7 +146,8 @@ class Residence:
         policy = self.admission.policy
         if not entry.gone:
             if entry.sealed and not entry.pins and entry.in_memory and policy.state_of(entry) is None:
-                policy.add(entry, entry.nbytes, "cleaning" if entry.spilling else "clean" if entry.slot else "dirty")
+                # What its range has, which is what would come free: with fewer, a request for all of the memory waits in vain.
+                policy.add(entry, round_up(entry.nbytes), "cleaning" if entry.spilling else "clean" if entry.slot else "dirty")
             return
         policy.remove(entry)
         if entry.pins or entry.jobs or entry.creator is not None:

@@ -37,10 +37,12 @@ from shoal._core.object_store.spilling import format_location
 from shoal._core.object_store.warming import AHEAD_BYTES
 from shoal._core.wire.messages import (
     AbortObject,
+    Address,
     CreateObject,
     FreeObjects,
     Message,
     ObjectCreated,
+    ObjectRefInfo,
     ObjectsPinned,
     PinObjects,
     SealObject,
@@ -193,6 +195,11 @@ class ObjectStore:
         """Whether the object is sealed and can be read."""
         entry = self._residence.objects.get(object_id)
         return entry is not None and entry.sealed
+
+    def stored(self, object_id: bytes) -> tuple[Address, int, list[ObjectRefInfo]] | None:
+        """Return (owner, bytes, references inside) of a sealed object; None if there is none."""
+        entry = self._residence.objects.get(object_id)
+        return (entry.owner, entry.nbytes, entry.refs) if entry is not None and entry.sealed else None
 
     def objects_of(self, worker_id: bytes) -> list[StoredObject]:
         """Return the sealed objects whose owner is this process."""

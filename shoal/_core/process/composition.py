@@ -22,10 +22,11 @@ from shoal._core.node_agent.peers import Hooks
 from shoal._core.node_agent.server import NodeAgent
 from shoal._core.object_store.store import ObjectStore
 from shoal._core.process.serving import HeadContext
+from shoal._core.scheduling.labels import NODE_ID_LABEL
 from shoal._core.transport.connection import Connection
 from shoal._core.transport.memory import MemoryNetwork, MemoryTransport
 from shoal._core.transport.sockets import SocketListener, SocketTransport
-from shoal._core.wire.messages import Address, Cause, Message, NodeRecord
+from shoal._core.wire.messages import Address, Cause, Message, NodeRecord, ProcessExiting
 
 log = logging.getLogger("shoal.head")
 
@@ -58,7 +59,7 @@ class HeadParts:
             context.options.node_ip,
             dict(plan.resources),
             dict(plan.resources),
-            plan.labels,
+            {**plan.labels, NODE_ID_LABEL: context.node_id.hex()},
             name=context.options.node_name or context.options.node_ip,
         )
         logs = context.logs
@@ -145,4 +146,7 @@ class HeadParts:
 
 
 def _no_message(connection: Connection, message: Message) -> None:
+    if isinstance(message, ProcessExiting):  # its objects are the node agent's now
+        connection.close()
+        return
     log.warning("A %s came from %s unasked.", type(message).__name__, connection.peer)

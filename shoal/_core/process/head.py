@@ -27,8 +27,9 @@ from shoal._core.transport import sockets  # noqa: F401  shared, too
 
 
 def main(argument: str) -> NoReturn:
-    """Run a head in a fresh interpreter. ``argument`` is the descriptor of the socket to the driver."""
-    lifeline = socket.socket(fileno=int(argument))
+    """Run a head in a fresh interpreter. ``argument``: the descriptor of the socket to the driver, a space, the session directory."""
+    descriptor, _, session_dir = argument.partition(" ")
+    lifeline = socket.socket(fileno=int(descriptor))
     try:
         Head(receive_frame(lifeline, HeadOptions), lifeline).run()
     except BaseException:
@@ -36,8 +37,8 @@ def main(argument: str) -> NoReturn:
         print(text, file=sys.stderr, flush=True)
         try:
             send_frame(lifeline, HeadReady(error=text))
-        except OSError:
-            pass
+        except OSError:  # the driver was killed before it sent its options: nobody else is left to remove the files
+            sessions.open_session(session_dir).remove()
         os._exit(1)
     os._exit(0)
 

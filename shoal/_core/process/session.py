@@ -182,7 +182,10 @@ def _is_abandoned(directory: Path) -> bool:
         record = _read(directory / paths.RECORD_FILE)
         if record is not None:
             return not is_running(record.pid, record.start_time)
-        return not (directory / paths.TOKEN_FILE).exists() or time.time() - found.st_mtime > _UNRECORDED_S
+        if not (directory / paths.TOKEN_FILE).exists() or time.time() - found.st_mtime > _UNRECORDED_S:
+            return True
+        maker = directory.name.split("_")[-2]  # killed before it had a head
+        return maker.isdigit() and not is_running(int(maker))
     except OSError:
         return False
 

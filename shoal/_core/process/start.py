@@ -72,6 +72,7 @@ class HeadProcess:
         if self._lifeline is not None:
             self._lifeline.close()
             self._lifeline = None
+            self._process.returncode = 0  # not this process's child: there is nothing to reap, and nothing to warn of
 
 
 def start_head(options: HeadOptions) -> HeadProcess:
@@ -115,9 +116,12 @@ def start_head(options: HeadOptions) -> HeadProcess:
 
 def _spawn(session: sessions.Session, theirs: socket.socket) -> subprocess.Popen[bytes]:
     environment = {**os.environ, processes.SESSION_MARK: session.name, processes.WORKER_MARK: processes.NO_WORKER}
-    with open(session.logs_dir / "head.out", "ab") as out, open(session.logs_dir / "head.err", "ab") as err:
+    with (
+        open(session.logs_dir / "head.out", "ab", opener=_private) as out,
+        open(session.logs_dir / "head.err", "ab", opener=_private) as err,
+    ):
         return subprocess.Popen(
-            bootstrap.command("head", str(theirs.fileno()), bootstrap.import_path()),
+            bootstrap.command("head", f"{theirs.fileno()} {session.path}", bootstrap.import_path()),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
@@ -125,6 +129,10 @@ def _spawn(session: sessions.Session, theirs: socket.socket) -> subprocess.Popen
             pass_fds=(theirs.fileno(),),
             start_new_session=True,
         )
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _ask_to_end(lifeline: socket.socket) -> None:

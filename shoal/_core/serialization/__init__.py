@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from .arguments import SerializedArgs, deserialize_args, serialize_args
 from .capture import record
-from .causes import actor_died, describe_cause, error_named, worker_crashed
+from .causes import actor_died, describe_cause, error_named, sys_exit_cause, worker_crashed
 from .custom import deregister_serializer, register_serializer
-from .errors import deserialize_error, serialize_error, serialize_system_error
+from .errors import deserialize_error, serialize_dependent_error, serialize_error, serialize_system_error
 from .functions import pickle_function, unpickle_function
 from .inspect import FailureTuple, inspect_serializability
 from .values import Serialized, deserialize, serialize
@@ -44,8 +44,10 @@ __all__ = [
     "register_serializer",
     "serialize",
     "serialize_args",
+    "serialize_dependent_error",
     "serialize_error",
     "serialize_system_error",
+    "sys_exit_cause",
     "unpickle_function",
     "worker_crashed",
 ]

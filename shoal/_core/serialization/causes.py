@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import builtins
 import signal
+import sys
+import traceback
 
 from shoal import exceptions
 from shoal._core.wire.messages import Cause
 from shoal.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
-from .errors import deserialize_error
+from .errors import deserialize_error, is_runtime_file
 
 #: Lines of the dead process's log that a message shows.
 LOG_LINES = 20
@@ -29,6 +31,8 @@ def describe_cause(cause: Cause) -> str:
     if cause.signal:
         name = _signal_name(cause.signal)
         parts.append(f"{who} was ended by signal {cause.signal} ({name}). {_SIGNAL_HINTS.get(name, '')}".rstrip())
+    elif cause.kind == "sys_exit":
+        parts.append(f"{who} ended with exit code {cause.exit_code}.")
     elif cause.exit_code is not None:
         how = "left without an error" if cause.exit_code == 0 else "called sys.exit or os._exit, or failed in native code"
         parts.append(f"{who} ended with exit code {cause.exit_code}: it {how}.")
@@ -51,11 +55,36 @@ def worker_crashed(cause: Cause, *, task_name: str, attempt: int = 0, max_attemp
         return OutOfMemoryError(f"{text}\nUse less memory per task, or let fewer run at once (num_cpus, memory).")
     if cause.kind == "node_died":
         return NodeDiedError(f"{text}\nRaise max_retries to have it run on another node.")
+    if cause.kind == "sys_exit":
+        return WorkerCrashedError(
+            f"{text}\nsys.exit() ends the worker, which counts as a crash: let the task return or raise an error instead."
+        )
     return WorkerCrashedError(f"{text}\nRaise max_retries if the task may run again.")
 
 
-def actor_died(cause: Cause, *, actor_id: str, class_name: str = "", name: str = "", namespace: str = "", ip: str = "") -> ActorDiedError:
-    """Return the error of calls to an actor that is dead for good."""
+def sys_exit_cause(error: SystemExit, pid: int) -> Cause:
+    """Return the cause of a death by ``sys.exit`` in a task; a code that is no number is printed, as the interpreter does."""
+    code = error.code
+    shown = repr(code) if code is None or type(code) in (int, str) else f"<{type(code).__qualname__}>"
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr, flush=True)
+    status = 0 if code is None else code & 0xFF if isinstance(code, int) else 1
+    text = f"sys.exit({'' if code is None else shown}) was called"
+    places = [
+        (frame.f_code.co_name, frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not is_runtime_file(frame.f_code.co_filename) and "_sitebuiltins" not in frame.f_code.co_filename  # exit() and quit()
+    ]
+    if places:
+        name, filename, line = places[-1]
+        text += f" in function {name} at {filename}:{line}"
+    return Cause("sys_exit", f"{text}.", exit_code=status, pid=pid)
+
+
+def actor_died(cause: Cause, *, actor_id: str, class_name: str = "", name: str = "", namespace: str = "", ip: str = "") -> RayError:
+    """Return the error of calls to an actor that is dead for good: ActorUnschedulableError if it never had a place, else ActorDiedError."""
+    if cause.kind == "unschedulable":
+        return exceptions.ActorUnschedulableError(f"{cause.message.rstrip('.')}. (actor {actor_id})")
     facts = {"class_name": class_name, "actor_id": actor_id, "pid": cause.pid, "name": name, "namespace": namespace, "ip": ip}
     listed = "".join(f"\n\t{key}: {value}" for key, value in facts.items() if value)
     if cause.error:
@@ -100,6 +129,8 @@ def _actor_reason(cause: Cause) -> str:
     text = known.get(cause.kind)
     if text:
         return f"{text} {cause.message}".rstrip()
+    if cause.kind == "placement_group_removed":
+        return f"{cause.message} Create the group again and start the actor there."
     return f"{describe_cause(cause)}\nSet max_restarts to have it started again."
 
 

@@ -18,6 +18,8 @@ from .pickling import PROTOCOL, pickle_value
 
 _RUNTIME_FILES = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _TASK, _SYSTEM = 0, 1
+#: How the text of an error begins that came with an argument.
+_DEPENDENT = "At least one of the input arguments for this task"
 
 
 def serialize_error(
@@ -61,6 +63,18 @@ def serialize_error(
     return pickle.dumps((_TASK, facts, _pickle_exception(cause), summary), PROTOCOL)
 
 
+def serialize_dependent_error(data: bytes, function_name: str) -> bytes:
+    """Turn the error of an argument into that of the task that needed it: the same cause, with a line that says how it got there.
+
+    Only the first task of a chain is named, so that an error does not grow with every step. Runs no user code.
+    """
+    kind, facts, blob, summary = pickle.loads(data)
+    if kind != _TASK or facts["traceback_str"].startswith(_DEPENDENT):
+        return data
+    text = f"{_DEPENDENT} could not be computed: {function_name} did not run.\n{facts['traceback_str']}"
+    return pickle.dumps((kind, {**facts, "traceback_str": text}, blob, summary), PROTOCOL)
+
+
 def _explain(exc: BaseException) -> None:
     """Add what to do to errors whose own text does not say it."""
     if type(exc) is ValueError and "read-only" in str(exc) and not getattr(exc, "__notes__", None):
@@ -96,7 +110,7 @@ def format_error(exc: BaseException) -> str:
 
 def format_frames(exc: BaseException) -> str:
     """Return only the user's frames of the traceback, each in two lines."""
-    frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if not _is_runtime(frame)]
+    frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if not is_runtime_file(frame.filename)]
     return "".join(traceback.format_list(frames))
 
 
@@ -104,13 +118,14 @@ def _strip(report: traceback.TracebackException | None, seen: set[int]) -> None:
     if report is None or id(report) in seen:
         return
     seen.add(id(report))
-    report.stack = traceback.StackSummary.from_list([frame for frame in report.stack if not _is_runtime(frame)])
+    report.stack = traceback.StackSummary.from_list([frame for frame in report.stack if not is_runtime_file(frame.filename)])
     for other in (report.__cause__, report.__context__, *(getattr(report, "exceptions", None) or ())):
         _strip(other, seen)
 
 
-def _is_runtime(frame: traceback.FrameSummary) -> bool:
-    return frame.filename.startswith(_RUNTIME_FILES)
+def is_runtime_file(filename: str) -> bool:
+    """Whether a frame of this source file is the runtime's own, which users need not see."""
+    return filename.startswith(_RUNTIME_FILES)
 
 
 def _pickle_exception(exc: BaseException) -> bytes | None:

@@ -23,6 +23,9 @@ log = logging.getLogger("shoal.transport")
 
 #: Seconds from connect to proof. A healthy peer needs less than a millisecond; a suspended one holds its place no longer than this.
 HANDSHAKE_TIMEOUT_S = 5.0
+#: Seconds after which a peer that still proves nothing loses its place to a newcomer when all are taken. Younger ones keep theirs: in a
+#: burst of honest peers the newest is refused, and tries again.
+PATIENCE_S = 1.0
 
 _UCRED = struct.Struct("3i")
 
@@ -110,11 +113,11 @@ class _Greeter(asyncio.Protocol):
 
 
 class ServerGreeter(_Greeter):
-    """Greets one accepted socket. ``unproved`` is the listener's set of those that are still at it."""
+    """Greets one accepted socket. ``unproved`` are the listener's greeters that are still at it, oldest first, and since when."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, token: bytes, address: str, adopt: Adopt,
-        on_connection: Callable[[SocketConnection], None], unproved: set[ServerGreeter], limit: int,
+        on_connection: Callable[[SocketConnection], None], unproved: dict[ServerGreeter, float], limit: int,
     ) -> None:  # fmt: skip
         super().__init__(loop, "server", token, adopt, HANDSHAKE_TIMEOUT_S)
         self._address = address
@@ -123,12 +126,20 @@ class ServerGreeter(_Greeter):
         self._limit = limit
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if len(self._unproved) >= self._limit:
+        if len(self._unproved) >= self._limit and not self._make_room():
             log.debug("Refused a connection to %s: %d peers have not proved the token yet.", self._address, len(self._unproved))
             cast("asyncio.Transport", transport).abort()
             return
-        self._unproved.add(self)
+        self._unproved[self] = self._loop.time()
         super().connection_made(transport)
+
+    def _make_room(self) -> bool:
+        """Hang up on the oldest of those that prove nothing, so that they cannot keep honest peers out; False if it is young."""
+        oldest, since = next(iter(self._unproved.items()))
+        if self._loop.time() - since < PATIENCE_S:
+            return False
+        oldest.refuse(f"it proved nothing for {PATIENCE_S:g} s, and others wait for its place")
+        return True
 
     def refuse(self, why: str) -> None:
         """Hang up on a peer that has not proved the token."""
@@ -154,7 +165,7 @@ class ServerGreeter(_Greeter):
         log.debug("%s left %s before it proved the token%s.", self._peer, self._address, f" ({exc})" if exc else "")
 
     def _stop(self) -> asyncio.Transport | None:
-        self._unproved.discard(self)
+        self._unproved.pop(self, None)
         return super()._stop()
 
 

@@ -164,6 +164,12 @@ class MemoryConnection(FramedConnection):
     def over(self) -> bool:
         return self._lost or self._dead
 
+    def send_now(self, message: Message) -> bool:
+        if self.closed or self._out:
+            return False
+        self._transmit([message])
+        return True
+
     def saturated(self) -> bool:
         self._flush()
         return self._lane_bytes > HIGH_WATER_BYTES

@@ -23,12 +23,13 @@ from shoal._core.transport.errors import ConnectFailed
 from shoal._core.transport.greeting import HANDSHAKE_TIMEOUT_S, ClientGreeter, ServerBusy, ServerGreeter
 from shoal._core.transport.stream import SocketConnection
 
-#: Peers of one listener that have not proved the token yet; beyond it the newest is refused, and an honest one tries again.
+#: Peers of one listener that have not proved the token yet; beyond it the oldest goes, or the newest is refused and tries again.
 MAX_UNPROVED = 64
 #: Connections that the kernel keeps for us while the loop is busy: a burst of workers that start together.
 _BACKLOG = 1024
-#: Seconds before the first new attempt after a refusal for want of room; doubles each time.
+#: Seconds before the first new attempt after a refusal for want of room; doubles each time, up to the second value.
 _RETRY_S = 0.005
+_LONGEST_RETRY_S = 0.25
 
 
 class SocketTransport:
@@ -54,7 +55,7 @@ class SocketTransport:
                 if self._loop.time() + pause >= deadline:
                     raise ConnectFailed(f"{error} Tried for {timeout_s:g} s.") from None
             await asyncio.sleep(pause)
-            pause *= 2
+            pause = min(2 * pause, _LONGEST_RETRY_S)
 
     async def _connect_once(
         self, where: UnixAddress | TcpAddress, on_message: OnMessage, on_close: OnClose | None, timeout_s: float
@@ -84,7 +85,7 @@ class SocketTransport:
         ``tcp:HOST:0`` takes a free port; the listener's ``address`` tells which. OSError when the address is in use.
         """
         where = parse_address(address)
-        unproved: set[ServerGreeter] = set()
+        unproved: dict[ServerGreeter, float] = {}
 
         def greet() -> ServerGreeter:
             return ServerGreeter(self._loop, self._token, str(where), partial(self._adopt, "", True), on_connection, unproved, max_unproved)
@@ -105,7 +106,9 @@ class SocketTransport:
 class SocketListener:
     """A listening socket. Closing it leaves the connections that it has handed out alone."""
 
-    def __init__(self, server: asyncio.AbstractServer, address: str, unproved: set[ServerGreeter], path: tuple[str, int] | None) -> None:
+    def __init__(
+        self, server: asyncio.AbstractServer, address: str, unproved: dict[ServerGreeter, float], path: tuple[str, int] | None
+    ) -> None:
         self.address = address
         self._server = server
         self._unproved = unproved

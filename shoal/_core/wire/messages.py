@@ -196,9 +196,14 @@ class Registered(Message, tag=11):
 
 
 class ProcessExiting(Message, tag=12):
-    """An orderly end is under way (max_calls reached, exit_actor, job over): not a crash."""
+    """An orderly end is under way (max_calls reached, exit_actor, job over): not a crash.
+
+    To the node agent: nothing new for this process; ``unfinished``: what it submitted runs to its end first, however long. To those who
+    call it or borrow from it: close this connection, behind everything you have sent; the node agent answers for its objects now.
+    """
 
     cause: Cause
+    unfinished: bool = False
 
 
 class StopProcess(Message, tag=13):
@@ -384,6 +389,8 @@ class AddBorrower(Message, tag=52):
     object_id: bytes
     borrower: Address
     count: int = 1
+    #: The borrower asks for itself, and asks its owner's successor again if the owner leaves meanwhile.
+    for_itself: bool = False
 
 
 class RemoveBorrower(Message, tag=53):

@@ -20,6 +20,19 @@ from shoal._core.wire.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, AC
 from .records import PUSHED, QUEUED, TaskRecord
 
 
+class CallLimit:
+    """``max_pending_calls`` of one actor in this process: each side of the inbox writes a number of its own."""
+
+    __slots__ = ("__weakref__", "answered", "most", "submitted")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        #: Written by user threads.
+        self.submitted = 0
+        #: Written by the I/O thread.
+        self.answered = 0
+
+
 class CallEffects(Protocol):
     """What the state asks of the shell."""
 
@@ -52,6 +65,8 @@ class ActorCalls:
         #: Lost with a connection; the next word of the control store decides.
         self.limbo: list[TaskRecord] = []
         self.next_seq = 0
+        #: Kept here while calls are under way, though their handle may be gone.
+        self.limit: CallLimit | None = None
         #: Free for the shell: the connection to the incarnation.
         self.channel: object = None
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from shoal import exceptions
 from shoal._base.ids import ACTOR_BYTES, OBJECT_BYTES
-from shoal._core.serialization import actor_died, describe_cause, serialize_system_error
+from shoal._core.serialization import actor_died, describe_cause, serialize_dependent_error, serialize_system_error
+from shoal._core.transport import ConnectionLost
 from shoal._core.wire.messages import (
     ACTOR_ALIVE,
     ACTOR_DEAD,
@@ -30,7 +31,7 @@ from shoal._core.wire.messages import (
     UnsubscribeActor,
 )
 
-from .actor_calls import ActorCalls
+from .actor_calls import ActorCalls, CallLimit
 from .entries import Entry
 from .peers import Peer
 from .records import FINISHED, PUSHED, TaskRecord
@@ -38,7 +39,7 @@ from .records import FINISHED, PUSHED, TaskRecord
 if TYPE_CHECKING:
     from .core import Core
 
-#: Seconds between attempts to reach an actor that the control store believes alive.
+#: Seconds between attempts to reach an actor whose connection is lost and that the control store believes alive.
 RECONNECT_S = 0.2
 
 
@@ -73,8 +74,6 @@ class Actors:
         #: Actors created here -> entries of their constructor arguments, pinned for restarts until the actor is dead.
         self._creation_args: dict[bytes, list[Entry]] = {}
         self._out_of_order: set[bytes] = set()
-        #: Actor id -> calls that were answered; user threads compare it with what they submitted (max_pending_calls).
-        self.answered: dict[bytes, int] = {}
 
     # --- creation ------------------------------------------------------------------------------------------
 
@@ -125,6 +124,8 @@ class Actors:
 
         def answered(done: Any) -> None:
             error = None if done.cancelled() else done.exception()
+            if isinstance(error, ConnectionLost):
+                error = self.core.head_ended()
             if future is not None:
                 future.set_exception(error) if error is not None else future.set_result(None)
             if error is not None:
@@ -151,16 +152,24 @@ class Actors:
 
     def token_released(self, token: ActorToken) -> None:
         """No handle is left anywhere."""
+        actor_id = token.spec.actor_id
         if not self.core.closing:
-            self.core.control_store.send(ActorOutOfScope(token.spec.actor_id))
+            self.core.control_store.send(ActorOutOfScope(actor_id))
+        calls = self.calls.get(actor_id)
+        if calls is not None and calls.state == ACTOR_DEAD:  # it died first; else the word of its death comes here
+            self._forget(actor_id)
 
     # --- calls ---------------------------------------------------------------------------------------------
 
-    def submit(self, submitted: tuple[TaskRecord, list[bytes], list[bytes]]) -> None:
-        """``(record, ids of top-level references, ids of nested ones)``."""
-        record, dep_ids, held_ids = submitted
+    def submit(self, submitted: tuple[TaskRecord, list[bytes], list[bytes], CallLimit | None]) -> None:
+        """``(record, ids of top-level references, ids of nested ones, max_pending_calls)``."""
+        record, dep_ids, held_ids, limit = submitted
         calls = self.subscribe(record.template.actor_id)
+        calls.limit = limit
         token = self.core.objects.own.entries.get(token_id(record.template.actor_id))
+        if self.core.lost:
+            self.core.tasks.fail(record, self.core.lost)
+            return
         if dep_ids or held_ids or record.parent:
             self.core.tasks.hold_arguments(record, dep_ids, held_ids)
         if token is not None:
@@ -176,7 +185,7 @@ class Actors:
             if entry.kind == FAILED:
                 entry.seen = True
                 self._remove(self.calls[record.template.actor_id], record)
-                self.core.tasks.fail(record, entry.data)
+                self.core.tasks.fail(record, serialize_dependent_error(entry.data, record.display_name))
                 return True
         return False
 
@@ -210,7 +219,15 @@ class Actors:
         calls: ActorCalls = peer.calls
         record = calls.finished(message.task_id)
         if record is not None:
-            self.core.tasks.finish(record, message)
+            self.core.tasks.finish(record, message, peer.address.worker_id)
+        else:
+            self.core.tasks.discard(message, peer.address.worker_id)
+
+    def call_over(self, actor_id: bytes) -> None:
+        """A call has its value or its error."""
+        calls = self.calls.get(actor_id)
+        if calls is not None and calls.limit is not None:
+            calls.limit.answered += 1
 
     def cancel(self, record: TaskRecord, recursive: bool) -> None:
         """A waiting call never runs; a running one is told."""
@@ -276,6 +293,7 @@ class Actors:
         """A foreign actor's last handle in this process is gone, and so are our calls to it, which hold it as well."""
         if object_id.endswith(_TOKEN_SUFFIX):
             actor_id = object_id[:ACTOR_BYTES]
+            self._out_of_order.discard(actor_id)
             if actor_id in self.calls:
                 self.core.control_store.send(UnsubscribeActor(actor_id))
                 self._forget(actor_id)
@@ -286,7 +304,6 @@ class Actors:
         if calls is not None and not calls.in_flight and not calls.waiting and not calls.limbo:
             del self.calls[actor_id]
             self._names.pop(actor_id, None)
-            self.answered.pop(actor_id, None)
             self._out_of_order.discard(actor_id)
 
     def peer_lost(self, peer: Peer) -> None:
@@ -298,10 +315,22 @@ class Actors:
             self.core.loop.call_later(RECONNECT_S, self._reconnect, calls, calls.incarnation)
 
     def _reconnect(self, calls: ActorCalls, incarnation: int) -> None:
-        """The control store has not said that the actor's process ended: the connection alone was lost."""
+        """The control store has not said yet that the actor's process ended: see whether the connection alone was lost.
+
+        No answer decides nothing: what was in flight waits for the control store's word, however busy the machine is.
+        """
         if calls.state == ACTOR_ALIVE and calls.incarnation == incarnation and calls.channel is None and calls.address is not None:
+            peer = self.core.peers.get(calls.address)
+            peer.calls = calls
+            calls.channel = peer
+            peer.when_connected(lambda: self._reconnected(calls, peer))
+
+    def _reconnected(self, calls: ActorCalls, peer: Peer) -> None:
+        """The process lives: whether it ran what was in flight, nobody can tell."""
+        if calls.channel is peer and calls.state == ACTOR_ALIVE:
             calls._resolve_limbo()
-            self.connect_actor(calls, calls.address)
+            self.connect_actor(calls, peer.address)
+            self.core.flush()
 
     def fail_all(self, error: bytes) -> None:
         """The session is over."""

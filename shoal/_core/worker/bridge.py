@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from shoal import exceptions
+from shoal._base import runtime as holder
 from shoal._base.references import ObjectRef
 from shoal._core.serialization import deserialize_error, error_named
 from shoal._core.transport import ConnectionLost, RequestFailed
@@ -22,12 +24,15 @@ class Bridge:
     def __init__(self, core: Core, inbox: Inbox) -> None:
         self._core = core
         self.closed = False
+        self._pid = os.getpid()
         # Bound once: these run for every reference and every call.
         self.post = inbox.post
         self.post_later = inbox.post_later
 
     def check_open(self) -> None:
         if self.closed:
+            if os.getpid() != self._pid:
+                raise exceptions.RaySystemError(holder.FORKED)
             raise exceptions.RaySystemError("shoal was shut down in this process. Call shoal.init() to start again.")
 
     def check_refs(self, refs: Sequence[ObjectRef[Any]], runtime: object) -> None:
@@ -52,13 +57,12 @@ class Bridge:
             return self.call(start, timeout_s)
         except RequestFailed as error:
             raise self.as_exception(error) from None
-        except ConnectionLost as error:
-            raise exceptions.RaySystemError(
-                f"The session has ended: {error}. Call shoal.shutdown() and shoal.init() to start again."
-            ) from None
 
     def call(self, start: Callable[[], asyncio.Future[Any]], timeout_s: float | None = None) -> Any:
-        """Run ``start`` on the I/O thread and block for the future it returns."""
+        """Run ``start`` on the I/O thread and block for the future it returns, which waits for the head.
+
+        Raises LocalRayletDiedError when the head has ended, GetTimeoutError, RequestFailed.
+        """
         operation = CallOperation()
 
         def done(future: asyncio.Future[Any]) -> None:
@@ -80,6 +84,8 @@ class Bridge:
         self.post(run, None)
         if not operation.wait(timeout_s):
             raise exceptions.GetTimeoutError(f"No answer within {timeout_s} s.")
+        if isinstance(operation.error, ConnectionLost):
+            raise self._core.head_ended() from None
         if operation.error is not None:
             raise operation.error
         return operation.result

@@ -29,18 +29,18 @@ class Cancellation:
     def __init__(self, core: Core) -> None:
         self.core = core
         #: Parent task id -> its unfinished children. Only in workers.
-        self._children: dict[bytes, set[TaskRecord]] = {}
+        self._children: dict[bytes, dict[TaskRecord, None]] = {}
 
     def started(self, record: TaskRecord) -> None:
         """A task was submitted, or is submitted again."""
         if record.parent:
-            self._children.setdefault(record.parent, set()).add(record)
+            self._children.setdefault(record.parent, {})[record] = None
 
     def ended(self, record: TaskRecord) -> None:
         if record.parent:
             siblings = self._children.get(record.parent)
             if siblings is not None:
-                siblings.discard(record)
+                siblings.pop(record, None)
                 if not siblings:
                     del self._children[record.parent]
 

@@ -9,11 +9,13 @@ Must not know: threads, blocking, user code. Under a virtual loop many cores run
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shoal import exceptions
+from shoal._base.ids import ObjectId, task_of
 from shoal._base.references import ObjectRef
 from shoal._base.settings import Settings
 from shoal._core.object_store import StoreClient
@@ -70,6 +72,8 @@ class Core:
         #: A foreign reference may wait with its registration until the running task's reply.
         self.runs_tasks = runs_tasks
         self.closing = False
+        #: The serialized error of everything that is asked for once the head has ended; b"" while it is there.
+        self.lost = b""
         self.executor: ExecutorDoor | None = None
         self.runtime: Runtime | None = None
         self.agent: Connection
@@ -79,8 +83,12 @@ class Core:
         self._transport = transport
         self._on_agent_lost = on_agent_lost
         self._listener: Listener | None = None
-        self._callers: set[Connection] = set()
+        self._callers: dict[Connection, None] = {}
+        #: Done when the last caller has closed its connection, if this process leaves.
+        self._callers_gone: asyncio.Future[None] | None = None
         self.on_log_lines: Callable[[m.LogLines], None] | None = None
+        #: The last one whose unread error was told.
+        self._unread_task = b""
         self.peers = Peers(loop, transport, self._peer_message, self.flush, self._peer_lost)
         self.objects = Objects(self)
         self.tasks = Tasks(self)
@@ -102,6 +110,7 @@ class Core:
             m.TaskDone: self._task_done,
             m.GeneratorItem: self.streams.on_item,
             m.HandBack: leasing.on_hand_back,
+            m.ProcessExiting: self._peer_leaves,
         }
         self._from_agent: dict[type, Callable[[Any, Any], None]] = {
             m.LeaseWanted: leasing.on_lease_wanted,
@@ -192,6 +201,10 @@ class Core:
         """A task failed and nobody asked for its result: say so, as nobody else will."""
         if self.executor is not None or self.closing or self.settings.ignore_unhandled_errors:
             return
+        task_id = task_of(ObjectId(entry.object_id))
+        if task_id == self._unread_task:  # one task with many returns fails once
+            return
+        self._unread_task = task_id
         error = deserialize_error(entry.data)
         if isinstance(error, exceptions.TaskCancelledError):
             return
@@ -204,7 +217,7 @@ class Core:
 
     def accept(self, connection: Connection) -> None:
         """An owner or borrower has connected."""
-        self._callers.add(connection)
+        self._callers[connection] = None
         connection.on_message = self._caller_message
         connection.on_close = self._caller_closed
         connection.on_batch_end = self._caller_batch_end
@@ -229,7 +242,9 @@ class Core:
         self.flush()
 
     def _caller_closed(self, connection: Connection) -> None:
-        self._callers.discard(connection)
+        self._callers.pop(connection, None)
+        if not self._callers and self._callers_gone is not None and not self._callers_gone.done():
+            self._callers_gone.set_result(None)
         if self.executor is not None:
             self.executor.on_caller_lost(connection)
 
@@ -237,6 +252,21 @@ class Core:
         handler = self._from_executor.get(type(message))
         if handler is not None:
             handler(peer, message)
+
+    def _peer_leaves(self, peer: Peer, _message: m.ProcessExiting) -> None:
+        """It has handed its objects to the node agent, and waits for the end of what we have sent."""
+        if peer.connection is not None:
+            peer.connection.close()
+
+    async def see_callers_off(self, cause: m.Cause, timeout_s: float) -> None:
+        """Let nobody in, and wait until all who are connected have said their last word; ``timeout_s`` at most."""
+        if self._listener is not None:
+            self._listener.close()
+        for connection in self._callers:
+            connection.send(m.ProcessExiting(cause))
+        if self._callers:
+            self._callers_gone = self.loop.create_future()
+            await asyncio.wait([self._callers_gone], timeout=timeout_s)
 
     def _task_done(self, peer: Peer, message: m.TaskDone) -> None:
         if peer.calls is not None:
@@ -247,7 +277,7 @@ class Core:
     def _peer_lost(self, peer: Peer) -> None:
         self.leasing.peer_lost(peer)
         self.actors.peer_lost(peer)
-        self.objects.peer_lost(peer.address)
+        self.objects.peer_lost(peer.address, peer.undelivered)
         self.flush()
 
     def _agent_message(self, connection: Connection, message: m.Message) -> None:
@@ -269,8 +299,7 @@ class Core:
     def _agent_closed(self, _connection: Connection) -> None:
         if self.closing:
             return
-        text = "The head process of this session is gone, and everything it ran ended with it. Its log is in the session directory."
-        error = serialize_system_error(exceptions.LocalRayletDiedError(text))
+        error = self.lost = serialize_system_error(self.head_ended())
         self.tasks.fail_all(error)
         self.actors.fail_all(error)
         own = self.objects.own
@@ -281,9 +310,16 @@ class Core:
 
     def _control_closed(self, _connection: Connection) -> None:
         if not self.closing:
-            self.actors.fail_all(
-                serialize_system_error(exceptions.RaySystemError("The control store's connection is gone: the head process ended."))
-            )
+            self.actors.fail_all(serialize_system_error(self.head_ended()))
+
+    def head_ended(self) -> exceptions.LocalRayletDiedError:
+        """Return what users read when the session is over but this process is not. Any thread."""
+        directory = os.path.dirname(self.agent_address.address.partition(":")[2])
+        return exceptions.LocalRayletDiedError(
+            "The head process of this session has ended, and with it all tasks, actors and stored objects. If it failed, the reason is in "
+            f"{directory}/logs/head.err; if nothing is there it was killed, for example by the kernel when memory ran out (see dmesg). "
+            "Call shoal.shutdown() and shoal.init() to start again."
+        )
 
     # --- looking -------------------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ def connect_driver(
         ConnectionLost, ConnectionRefusedError: nothing answers at the address, or it does not accept the token.
     """
     request = JoinRequest(fresh_worker_id(), agent_address, token, session_dir, True, log_to_driver, settings=settings)
-    thread = IoThread(request, lambda: None)
+    thread = IoThread(request, lambda: thread.release_memory())
     thread.start()
     core, inbox = thread.core, thread.inbox
     try:

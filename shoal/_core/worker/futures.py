@@ -32,6 +32,7 @@ class Futures:
     def __init__(self, core: Core, bridge: Bridge, values: Values) -> None:
         self._core = core
         self._post = bridge.post
+        self._check_open = bridge.check_open
         self._load = values.load
         self._entries = core.objects.own.entries
         self._deliveries: dict[int, _LoopDelivery] = {}
@@ -42,6 +43,7 @@ class Futures:
             self._thread.close()
 
     def object_future(self, ref: ObjectRef[Any]) -> Future[Any]:
+        self._check_open()
         if self._thread is None:
             self._thread = _FutureThread(self)
         future: Future[Any] = Future()
@@ -49,6 +51,7 @@ class Futures:
         return future
 
     def asyncio_future(self, ref: ObjectRef[Any]) -> asyncio.Future[Any]:
+        self._check_open()
         loop = asyncio.get_running_loop()
         delivery = self._deliveries.get(id(loop))
         if delivery is None or delivery.loop is not loop:

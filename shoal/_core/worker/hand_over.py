@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from shoal._core.wire import messages as m
 
+from .actors import ActorToken
 from .core import Core
 from .entries import STORED, Entry
 
+#: Causes of ends that can wait for what the process has started.
+PLANNED_ENDS = frozenset({"max_calls", "idle", "out_of_scope", "exit_actor"})
+#: Seconds that others have to end their connections to a process that leaves.
+FAREWELL_S = 1.0
 
-async def finish_tasks(core: Core, cause: m.Cause, stopping: Callable[[], bool]) -> None:
-    """The process leaves by plan: what it submitted runs to its end first, because nobody else can answer for it."""
-    core.agent.send(m.ProcessExiting(cause))
-    while core.cancellation.has_unfinished() and not core.closing and not stopping():
+
+async def finish_tasks(core: Core, cause: m.Cause) -> None:
+    """The process leaves by plan: what it submitted runs to its end first, and the actors that it created for others live on, because
+    nobody else can answer for them.
+    """
+    core.agent.send(m.ProcessExiting(cause, unfinished=True))
+    while (core.cancellation.has_unfinished() or _lent_actors(core)) and not core.closing:
         await asyncio.sleep(0.01)
+
+
+def _lent_actors(core: Core) -> bool:
+    return any(isinstance(entry, ActorToken) and entry.borrowers for entry in core.objects.own.entries.values())
 
 
 async def hand_over(core: Core, cause: m.Cause) -> None:
     """Give the node agent what others hold of this process, and leave the session. Returns when the agent has it."""
+    core.leasing.submission.give_back_idle()
     core.agent.send(m.ProcessExiting(cause))
     # What others hold, and what is inside of that, to any depth.
     held: dict[bytes, Entry] = {}
@@ -43,6 +55,8 @@ async def hand_over(core: Core, cause: m.Cause) -> None:
             continue  # released meanwhile
         kept.append(m.OwnedObject(entry.object_id, value, [(address, count) for address, count in (entry.borrowers or {}).values()]))
     if kept:
+        core.objects.handed_over = True
         await core.agent.request(m.AdoptObjects(0, kept))
+        await core.see_callers_off(cause, FAREWELL_S)
     await core.close()
     await asyncio.sleep(0.005)

@@ -88,6 +88,10 @@ class Inbox:
             self._draining = False
         self._on_drained()
 
+    def abandon(self) -> None:
+        """In a forked child: never write to the descriptor, which is the parent's, and whose number may soon be another file's."""
+        self._closed = True
+
     def close(self) -> None:
         """Drain once more and stop listening; later posts are kept and never run."""
         if self._closed:

@@ -57,6 +57,7 @@ class IoThread:
         self._thread = threading.Thread(target=self._run, name="shoal-io", daemon=True)
         self._pid = os.getpid()
         self._serving = False
+        self._arena: Arena | None = None
         #: Connections and messages that came before ``serve``.
         self._held_callers: list[Connection] = []
         self._held: list[tuple[Connection, m.Message]] = []
@@ -114,9 +115,17 @@ class IoThread:
         if hasattr(self, "inbox"):
             self.inbox.close()
             await self.core.close()
+        self.release_memory()
         # One turn for the transports to write and close.
         await asyncio.sleep(0)
         self.loop.call_later(0.01, self.loop.stop)
+
+    def release_memory(self) -> None:
+        """The session is over, or its head is: keep no memory of it but what views hold. I/O thread. Idempotent."""
+        if self._arena is not None:
+            # References that outlive the session keep this object alive, but no memory and no descriptor.
+            self.core.store.close()
+            self._arena.close()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -146,7 +155,7 @@ class IoThread:
             on_agent_lost=self._on_agent_lost,
         )  # fmt: skip
         self.inbox = Inbox(self.loop, core.flush)
-        arena = Arena.open(request.arena_fd if request.arena_fd >= 0 else registered.arena_path, registered.arena_bytes)
+        self._arena = arena = Arena.open(request.arena_fd if request.arena_fd >= 0 else registered.arena_path, registered.arena_bytes)
         store = StoreClient(arena, agent.send, agent.request, self._wake_store)
         core.attach(agent, m.Address(registered.node_id, registered.node_id, request.agent_address), store, listener)
         self.control_address = registered.control_store

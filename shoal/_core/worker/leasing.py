@@ -119,9 +119,8 @@ class Leasing:
                 queue.requests.remove(number)
                 self._dirty[shape] = queue
         else:
-            kind = error.kind if isinstance(error, RequestFailed) else "RaySystemError"
-            text = error.message if isinstance(error, RequestFailed) else f"The node agent cannot be reached: {error}"
-            data = serialize_system_error(error_named(kind, text))
+            refusal = error_named(error.kind, error.message) if isinstance(error, RequestFailed) else self.core.head_ended()
+            data = serialize_system_error(refusal)
             for record in self.submission.refused(shape, number):
                 self.core.tasks.fail(record, data)
         self.core.flush()
@@ -144,7 +143,13 @@ class Leasing:
     # --- messages from the node agent and from workers -----------------------------------------------------
 
     def on_lease_wanted(self, _channel: Any, message: LeaseWanted) -> None:
-        self.submission.wanted(message.lease_id)
+        # A lease may be wanted back in the frame that grants it, and the grant is handled after this turn of the loop, as replies are: if
+        # this overtook it, the wish would be lost, and with work enough the lease would be kept for ever.
+        self.core.loop.call_soon(self._wanted, message.lease_id)
+
+    def _wanted(self, lease_id: int) -> None:
+        self.submission.wanted(lease_id)
+        self.core.flush()
 
     def on_lease_infeasible(self, _channel: Any, message: LeaseInfeasible) -> None:
         if message.message not in self._warned:
@@ -154,13 +159,16 @@ class Leasing:
     def on_task_done(self, peer: Peer, message: TaskDone) -> None:
         lease: Lease | None = peer.lease
         if lease is None:
+            self.core.tasks.discard(message, peer.address.worker_id)
             return
         record = self.submission.finished(message.task_id, lease, message.duration_us * 1e-6, self.core.loop.time())
         if message.exiting:
             self.submission.retire(lease)
         self._dirty[lease.queue.shape] = lease.queue
         if record is not None:
-            self.core.tasks.finish(record, message)
+            self.core.tasks.finish(record, message, peer.address.worker_id)
+        else:
+            self.core.tasks.discard(message, peer.address.worker_id)
         if lease.wanted or lease.dead:
             self.submission.settle(lease)
 

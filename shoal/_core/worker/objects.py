@@ -26,6 +26,7 @@ from shoal._core.wire.messages import (
     Address,
     FreeObjects,
     GetObject,
+    Message,
     ObjectRefInfo,
     ObjectValue,
     PinForever,
@@ -55,6 +56,8 @@ class Objects:
         self._freed: list[bytes] = []
         #: Foreign references that appeared while a task ran and are not registered yet. See ``settle_borrows``.
         self._unregistered: dict[bytes, BorrowedEntry] = {}
+        #: This process leaves and the node agent has its objects: what borrowers still say is passed on.
+        self.handed_over = False
 
     # --- effects of the ownership table --------------------------------------------------------------------
 
@@ -89,7 +92,9 @@ class Objects:
 
     def _register_now(self, entry: BorrowedEntry) -> asyncio.Future[Any]:
         entry.registering = True
-        future: asyncio.Future[Any] = self.core.owner_channel(entry.owner).request(AddBorrower(0, entry.object_id, self.core.me, 1))
+        future: asyncio.Future[Any] = self.core.owner_channel(entry.owner).request(
+            AddBorrower(0, entry.object_id, self.core.me, 1, for_itself=True)
+        )
         future.add_done_callback(lambda done: self._registered(entry, done))
         return future
 
@@ -100,7 +105,7 @@ class Objects:
             entry.grants += 1
         elif isinstance(error, ConnectionLost):
             self.owner_lost(entry.owner)
-            if entry.count > 0 and not entry.grants:
+            if entry.count > 0 and not entry.grants and not self.core.lost:
                 self._register_now(entry)
                 return
         elif entry.kind == PENDING:
@@ -125,7 +130,9 @@ class Objects:
         futures: list[asyncio.Future[Any]] = []
         for entry in inner:
             if isinstance(entry, BorrowedEntry):
-                futures.append(self.core.owner_channel(entry.owner).request(AddBorrower(0, entry.object_id, receiver, 1)))
+                # Its owner itself gets it: counted under our name, so that the count ends with us if the value never arrives.
+                holder = self.core.me if entry.owner.worker_id == receiver.worker_id else receiver
+                futures.append(self.core.owner_channel(entry.owner).request(AddBorrower(0, entry.object_id, holder, 1)))
             else:
                 self.own.add_borrower(entry, receiver)
         return futures
@@ -134,10 +141,16 @@ class Objects:
         me = self.core.me
         return [ObjectRefInfo(entry.object_id, entry.owner or me) for entry in inner]
 
-    def peer_lost(self, address: Address) -> None:
-        """A process ended: drop what it borrowed, and look for a new owner of what it owned."""
-        self.own.borrower_lost(address.worker_id)
+    def peer_lost(self, address: Address, undelivered: Iterable[Message]) -> None:
+        """A process ended: look for a new owner of what it owned, and drop what it borrowed.
+
+        In this order: what it borrowed may have held references to what it owned, which must be given back to the new owner.
+        """
         self.owner_lost(address)
+        for message in undelivered:
+            if isinstance(message, RemoveBorrower):
+                self.core.agent.send(message)
+        self.own.borrower_lost(address.worker_id)
 
     def owner_lost(self, owner: Address) -> None:
         """Turn to the owner's node agent, with our full counts."""
@@ -210,19 +223,22 @@ class Objects:
             return
         entry.fetching = True
         future = self.core.owner_channel(entry.owner).request(GetObject(0, entry.object_id, self.core.me))
-        future.add_done_callback(lambda done: self._fetched(entry, done))
+        future.add_done_callback(partial(self._fetched, entry, entry.owner.worker_id))
 
-    def _fetched(self, entry: BorrowedEntry, done: asyncio.Future[Any]) -> None:
+    def _fetched(self, entry: BorrowedEntry, sender: bytes, done: asyncio.Future[Any]) -> None:
         entry.fetching = False
         error = done.exception() if not done.cancelled() else ConnectionLost("cancelled")
         if error is None:
             value: Value = done.result().value
-            inner = self.own.receive(value.refs)
+            inner = self.own.receive(value.refs, sender)
             if self.own.entries.get(entry.object_id) is entry and entry.kind == PENDING:
                 self.complete(entry, value.kind, value.nbytes if value.kind == STORED else value.data, inner)
             else:
                 for held in inner:
                     self.own.unpin(held)
+        elif isinstance(error, ConnectionLost) and self.core.lost:
+            if entry.kind == PENDING:
+                self.complete(entry, FAILED, self.core.lost)
         elif isinstance(error, ConnectionLost) and not self.core.closing:
             self.owner_lost(entry.owner)
             self._fetch(entry)
@@ -244,8 +260,8 @@ class Objects:
     def start_get(self, operation: GetOperation) -> None:
         self.operations.append(operation)
         entries = [self.own.lookup(object_id, None) for object_id in operation.object_ids]
-        operation.pending = set(entries)
-        operation.unfinished = {entry for entry in operation.pending if entry.kind < 0}
+        operation.pending = dict.fromkeys(entries)
+        operation.unfinished = dict.fromkeys(entry for entry in operation.pending if entry.kind < 0)
         for entry in list(operation.unfinished):
             self.need(entry)
         for entry in list(operation.pending):
@@ -289,7 +305,7 @@ class Objects:
                 if entry.kind == STORED:  # lost, and computed again
                     self._pin_for(operation, entry)
             else:
-                operation.unfinished.discard(entry)
+                operation.unfinished.pop(entry, None)
                 if not operation.unfinished:
                     self._pin_all(operation)
 
@@ -324,6 +340,9 @@ class Objects:
                 self.lost(entry)
                 if entry.kind != PENDING:
                     return
+            elif not self.core.closing:  # the head has ended, and the value with it
+                self.own.reset(entry)
+                self.complete(entry, FAILED, serialize_system_error(self.core.head_ended()))
             else:
                 return
             self.core.flush()
@@ -332,7 +351,22 @@ class Objects:
 
     # --- serving borrowers ---------------------------------------------------------------------------------
 
+    def _pass_on(self, channel: Any, message: AddBorrower) -> None:
+        """A registration on somebody's behalf came after our objects went to the node agent."""
+
+        def answered(done: asyncio.Future[Any]) -> None:
+            error = done.exception() if not done.cancelled() else ConnectionLost("cancelled")
+            if error is None:
+                channel.send(Ack(message.rid))
+            elif isinstance(error, RequestFailed):
+                channel.fail(message.rid, error.kind, error.message)
+
+        future = self.core.agent.request(AddBorrower(0, message.object_id, message.borrower, message.count))
+        future.add_done_callback(answered)
+
     def on_get_object(self, channel: Any, message: GetObject) -> None:
+        if self.handed_over:
+            return  # the reader asks the node agent when it has closed this connection
         entry = self.own.entries.get(message.object_id)
         if entry is None or isinstance(entry, BorrowedEntry):
             text = f"The object {message.object_id.hex()} was freed by its owner: no counted reference was left."
@@ -352,6 +386,10 @@ class Objects:
         self.core.when_all(self.grant(inner, message.borrower), lambda: channel.send(ObjectValue(message.rid, value)))
 
     def on_add_borrower(self, channel: Any, message: AddBorrower) -> None:
+        if self.handed_over:
+            if not message.for_itself:
+                self._pass_on(channel, message)
+            return
         entry = self.own.entries.get(message.object_id)
         if entry is None or isinstance(entry, BorrowedEntry):
             text = f"The object {message.object_id.hex()} was freed by its owner before this process asked to hold it."
@@ -361,14 +399,23 @@ class Objects:
         channel.send(Ack(message.rid))
 
     def on_remove_borrower(self, _channel: Any, message: RemoveBorrower) -> None:
+        if self.handed_over:
+            self.core.agent.send(message)
+            return
         self.own.remove_borrower(message.object_id, message.borrower.worker_id, message.count)
 
     def on_report_lost(self, _channel: Any, message: ReportLost) -> None:
+        if self.handed_over:
+            self.core.agent.send(message)
+            return
         entry = self.own.entries.get(message.object_id)
         if entry is not None and entry.kind == STORED and not isinstance(entry, BorrowedEntry):
             self.core.recovery.recover(entry)
 
     def on_pin_forever(self, _channel: Any, message: PinForever) -> None:
+        if self.handed_over:
+            self.core.agent.send(message)
+            return
         entry = self.own.entries.get(message.object_id)
         if entry is not None:
             entry.count += 1

@@ -73,8 +73,11 @@ class Ownership:
         if isinstance(entry, BorrowedEntry) and not entry.grants and not entry.registering:
             self.effects.register(entry)
 
-    def receive(self, refs: Iterable[ObjectRefInfo]) -> list[Entry]:
-        """Take over the registrations that a sender made for us with a value: returns the pinned inner entries."""
+    def receive(self, refs: Iterable[ObjectRefInfo], sender: bytes) -> list[Entry]:
+        """Take over the registrations that a sender made for us with a value: returns the pinned inner entries.
+
+        Objects of our own were registered under the sender's worker id, so that nothing stays if it dies before it sends.
+        """
         inner: list[Entry] = []
         for info in refs:
             entry = self.lookup(info.object_id, info.owner)
@@ -82,7 +85,7 @@ class Ownership:
             if isinstance(entry, BorrowedEntry):
                 entry.grants += 1
             else:
-                self.remove_borrower(info.object_id, self.me.worker_id, 1)
+                self.remove_borrower(info.object_id, sender, 1)
             inner.append(entry)
         return inner
 

@@ -29,10 +29,20 @@ class Peer:
         #: The lease under which tasks are pushed over this connection, and the actor whose calls go over it; set by the shells.
         self.lease: Any = None
         self.calls: Any = None
+        self._when_connected: list[Callable[[], None]] = []
+        #: What was to be sent when it turned out that no connection can be made.
+        self.undelivered: list[Message] = []
 
     @property
     def lost(self) -> bool:
         return self._backlog is None and (self.connection is None or self.connection.closed)
+
+    def when_connected(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once the connection stands: at once if it does, never if it cannot be made."""
+        if self.connection is not None:
+            callback()
+        else:
+            self._when_connected.append(callback)
 
     def send(self, message: Message) -> None:
         if self.connection is not None:
@@ -70,9 +80,13 @@ class Peer:
                 connection.send(message)
             else:
                 _forward(connection.request(message), future)
+        callbacks, self._when_connected = self._when_connected, []
+        for callback in callbacks:
+            callback()
 
     def _failed(self, error: BaseException) -> None:
         backlog, self._backlog = self._backlog or [], None
+        self.undelivered = [message for message, future in backlog if future is None]
         for _, future in backlog:
             if future is not None and not future.done():
                 future.set_exception(ConnectionLost(f"{self.address.address} cannot be reached: {error}"))

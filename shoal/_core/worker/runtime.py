@@ -11,6 +11,7 @@ Every method may be called from any user thread. What needs the I/O thread is po
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -29,7 +30,7 @@ from .bridge import Bridge
 from .core import Core
 from .execution.calls import ActorExit, Call, current_call
 from .futures import Futures
-from .hand_over import finish_tasks, hand_over
+from .hand_over import PLANNED_ENDS, finish_tasks, hand_over
 from .inbox import Inbox
 from .reader import Reader
 from .submitter import Submitter
@@ -75,7 +76,6 @@ class CoreRuntime:
         self.submit_task = self._submitter.submit_task
         self.submit_actor_call = self._submitter.submit_actor_call
         self.know_actor = self._submitter.know_actor
-        self.pending_calls = self._submitter.pending_calls
         self.create_actor = self._submitter.create_actor
         self.put = self.values.put
         self.store_object = self.values.store_object
@@ -196,6 +196,7 @@ class CoreRuntime:
 
         info: m.JobInfo = self.request_control_store(m.GetJob(0, job_id))
         apply_job(info.config)
+        os.environ["RAY_JOB_ID"], os.environ["RAY_RAYLET_PID"] = job_id.hex(), str(os.getppid())  # the node agent lives in the head
         self.job_config = info.config
         self.namespace = info.config.namespace
         self.job_id = self.core.job_id = job_id
@@ -206,20 +207,25 @@ class CoreRuntime:
 
     def pin_deps(self, deps: list[m.Dep]) -> dict[bytes, Any]:
         """Make stored arguments readable here; blocks. An actor's constructor needs them outside of any pushed call."""
-        missing = [dep.object_id for dep in deps if dep.value is None]
-        return dict(zip(missing, self.bridge.call(lambda: self.core.store.pin(missing)), strict=True)) if missing else {}
+        places: dict[bytes, Any] = {}
+        missing = {dep.object_id: dep for dep in deps if dep.value is None}
+        while missing:
+            ids = list(missing)
+            found = self.bridge.call(lambda ids=ids: self.core.store.pin(ids))  # type: ignore[misc]
+            places.update((object_id, place) for object_id, place in zip(ids, found, strict=True) if place is not None)
+            missing = {object_id: dep for object_id, dep in missing.items() if object_id not in places}
+            for dep in missing.values():
+                self.get((ObjectRef(dep.object_id, dep.owner, _runtime=self),), None)  # lost: its owner computes it again, or this raises
+        return places
 
     def name_process(self, name: str) -> None:
         self._post(self.core.agent.send, m.NameProcess(name))
 
     def prepare_exit(self, cause: m.Cause) -> None:
-        """Hand over what others still hold, and flush. Blocks: until its own tasks are done after max_calls, else a few seconds at most."""
-        if cause.kind == "max_calls":
-            self.bridge.call(lambda: self.core.loop.create_task(finish_tasks(self.core, cause, self._stopping)))
+        """Hand over what others still hold, and flush. Blocks: until its own tasks are done if it leaves by plan, else a few seconds."""
+        if cause.kind in PLANNED_ENDS:
+            self.bridge.call(lambda: self.core.loop.create_task(finish_tasks(self.core, cause)))
         self.bridge.call(lambda: self.core.loop.create_task(hand_over(self.core, cause)), 5.0)
-
-    def _stopping(self) -> bool:
-        return self.execution is not None and self.execution.inbound.stopping
 
     # --- the end -------------------------------------------------------------------------------------------
 
@@ -231,3 +237,7 @@ class CoreRuntime:
             self._futures.close()
             if self.on_shutdown is not None:
                 self.on_shutdown()
+
+    def abandon(self) -> None:
+        self.bridge.closed = True
+        self.inbox.abandon()

@@ -78,7 +78,7 @@ class Streams:
 
     def on_item(self, channel: Any, message: GeneratorItem) -> None:
         stream = self.by_task.get(message.task_id)
-        inner = self.core.objects.own.receive(message.value.refs) if message.value.refs else []
+        inner = self.core.objects.own.receive(message.value.refs, channel.address.worker_id) if message.value.refs else []
         item_id = object_id(TaskId(message.task_id), message.index + 1)
         known = stream.living.get(item_id) if stream is not None else None
         if known is not None and known.kind < 0:  # computed again

@@ -241,6 +241,14 @@ class Submission:
         if not lease.in_flight:
             self._give_back(lease)
 
+    def give_back_idle(self) -> None:
+        """This process leaves: nothing will be pushed any more. A lease that it took along would cost the worker its life."""
+        for queue in list(self.queues.values()):
+            self._trim_requests(queue)
+        for lease in list(self.leases.values()):
+            if not lease.in_flight:
+                self._give_back(lease)
+
     def lost(self, lease: Lease) -> list[TaskRecord]:
         """The worker is gone: forget the lease, return what was in flight in the order of pushing."""
         lease.dead = True

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any
+from weakref import WeakValueDictionary
 
 from shoal import exceptions
 from shoal._base.ids import TaskIdSource, object_id
 from shoal._base.references import ObjectRef, ObjectRefGenerator
 from shoal._base.runtime import Runtime
-from shoal._core.serialization import Serialized, serialize_args
+from shoal._core.serialization import Serialized, SerializedArgs, serialize_args
 from shoal._core.transport import RequestFailed
 from shoal._core.wire import messages as m
 
+from .actor_calls import CallLimit
 from .bridge import Bridge
 from .core import Core
 from .entries import Entry
@@ -48,10 +51,11 @@ class Submitter:
         self._entries = core.objects.own.entries
         self._inline_limit = core.settings.inline_limit_bytes
         self._exported: set[bytes] = set()
-        #: Actor id -> max_pending_calls, of actors that have one; and how many calls were submitted to those.
-        self._pending_limits: dict[bytes, int] = {}
-        self._submitted: dict[bytes, int] = {}
-        self._out_of_order: set[bytes] = set()
+        #: By actor, of actors that have a limit. Handles and the actor's calls keep the records; whichever goes last takes it along.
+        self._limits: WeakValueDictionary[bytes, CallLimit] = WeakValueDictionary()
+        self._limits_lock = threading.Lock()
+        #: Some actor has a limit: spares all others the look.
+        self._limited = False
 
     def export(self, pickled: bytes, function_id: bytes | None = None) -> bytes:
         function_id = function_id or hashlib.sha224(pickled).digest()
@@ -66,25 +70,28 @@ class Submitter:
         return result
 
     def submit_actor_call(self, template: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "") -> Any:
-        limit = self._pending_limits.get(template.actor_id) if self._pending_limits else None
-        if limit is not None and (pending := self.pending_calls(template.actor_id)) >= limit:
+        limit = self._limits.get(template.actor_id) if self._limited else None
+        if limit is not None and (pending := limit.submitted - limit.answered) >= limit.most:
             raise exceptions.PendingCallsLimitExceeded(
-                f"{pending} calls to actor {template.name} are pending, and its max_pending_calls is {limit}. "
+                f"{pending} calls to actor {template.name} are pending, and its max_pending_calls is {limit.most}. "
                 "Wait for some of them (shoal.wait), or raise the limit."
             )
         record, deps, held, result, _alive = self._record(template, args, kwargs, name)
         if limit is not None:
-            self._submitted[template.actor_id] = self._submitted.get(template.actor_id, 0) + 1
-        self._post(self._core.actors.submit, (record, deps, held))
+            limit.submitted += 1
+        self._post(self._core.actors.submit, (record, deps, held, limit))
         return result
 
-    def know_actor(self, actor_id: bytes, *, out_of_order: bool, max_pending_calls: int) -> None:
-        """A handle of the actor appeared in this process."""
-        if max_pending_calls > 0:
-            self._pending_limits[actor_id] = max_pending_calls
-        if out_of_order and actor_id not in self._out_of_order:
-            self._out_of_order.add(actor_id)
+    def know_actor(self, actor_id: bytes, *, out_of_order: bool, max_pending_calls: int) -> CallLimit | None:
+        """A handle of the actor appeared in this process; it keeps what is returned."""
+        if out_of_order:
+            # Told for each handle: the I/O thread forgets an actor with its last handle, maybe just now.
             self._post(self._core.actors.runs_out_of_order, actor_id)
+        if max_pending_calls <= 0:
+            return None
+        self._limited = True
+        with self._limits_lock:
+            return self._limits.setdefault(actor_id, CallLimit(max_pending_calls))
 
     def _record(
         self, template: m.TaskTemplate, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
@@ -93,6 +100,8 @@ class Submitter:
         references made on the way, whose drop would be posted before the call pins them."""
         self._bridge.check_open()
         serialized = serialize_args(args, kwargs)
+        if serialized.deps or serialized.refs:
+            self._check_session(serialized)
         deps: list[bytes] = [ref._id for ref in serialized.deps] if serialized.deps else _NO_IDS
         held: list[bytes] = [ref._id for ref in serialized.refs] if serialized.refs else _NO_IDS
         data, blob = self._args_data(serialized.data)
@@ -136,9 +145,15 @@ class Submitter:
             return data.to_bytes(), None  # type: ignore[union-attr]
         return b"", self._values.put_serialized(data)  # type: ignore[arg-type]
 
+    def _check_session(self, serialized: SerializedArgs) -> None:
+        """Raise ValueError for an argument that is, or holds, a reference of an earlier session."""
+        self._bridge.check_refs(serialized.deps, self._runtime)
+        self._bridge.check_refs(serialized.refs, self._runtime)
+
     def create_actor(self, spec: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._bridge.check_open()
         serialized = serialize_args(args, kwargs)
+        self._check_session(serialized)
         spec.owner = self._core.me
         deps = [ref._id for ref in serialized.deps]
         held = [ref._id for ref in serialized.refs]
@@ -156,7 +171,3 @@ class Submitter:
                 future.result()
             except RequestFailed as error:
                 raise self._bridge.as_exception(error) from None
-
-    def pending_calls(self, actor_id: bytes) -> int:
-        """Return how many calls of this process to the actor are not answered."""
-        return self._submitted.get(actor_id, 0) - self._core.actors.answered.get(actor_id, 0)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shoal._core.serialization import describe_cause, serialize_system_error, worker_crashed
+from shoal._base.ids import TaskId, object_id
+from shoal._core.serialization import describe_cause, serialize_dependent_error, serialize_system_error, worker_crashed
 from shoal._core.wire.messages import FAILED, LOST, Cause, Dep, PushTask, TaskDone
 
 from .cancellation import cancelled_error
 from .entries import INLINE, STORED, Entry
 from .peers import Peer
-from .records import FINISHED, WAITING, TaskRecord
+from .records import FINISHED, PUSHED, WAITING, TaskRecord
 
 if TYPE_CHECKING:
     from .core import Core
@@ -79,7 +80,7 @@ class Tasks:
         for entry in record.deps:
             if entry.kind == FAILED:
                 entry.seen = True
-                self.fail(record, entry.data)
+                self.fail(record, serialize_dependent_error(entry.data, record.display_name))
                 return
         self.core.leasing.enqueue(record)
 
@@ -126,8 +127,20 @@ class Tasks:
 
     # --- the end of a task ---------------------------------------------------------------------------------
 
-    def finish(self, record: TaskRecord, message: TaskDone) -> None:
-        """The executor's reply."""
+    def discard(self, message: TaskDone, sender: bytes) -> None:
+        """A reply to a call that is over already: give back what came with it."""
+        objects = self.core.objects
+        for index, value in enumerate(message.results):
+            for held in objects.own.receive(value.refs, sender):
+                objects.own.unpin(held)
+            if value.kind == STORED:
+                returned = object_id(TaskId(message.task_id), index)
+                entry = objects.own.entries.get(returned)
+                if entry is None or entry.kind == FAILED:
+                    objects.free_stored(returned)
+
+    def finish(self, record: TaskRecord, message: TaskDone, sender: bytes) -> None:
+        """The executor's reply. ``sender``: its worker id."""
         results = message.results
         if len(results) == 1 and results[0].kind in (FAILED, LOST):
             value = results[0]
@@ -135,14 +148,14 @@ class Tasks:
                 self.core.recovery.argument_lost(record, value)
                 return
             if message.retry and record.retries != 0 and not record.cancelled:
-                for entry in self.core.objects.own.receive(value.refs):
+                for entry in self.core.objects.own.receive(value.refs, sender):
                     self.core.objects.own.unpin(entry)
                 if record.template.actor_id:
                     self.core.actors.retry(record)
                 else:
                     self._retry(record)
                 return
-            self.fail(record, value.data, self.core.objects.own.receive(value.refs) if value.refs else None)
+            self.fail(record, value.data, self.core.objects.own.receive(value.refs, sender) if value.refs else None)
             return
         if record.generator is not None:
             record.generator.ended(message.num_items)
@@ -153,7 +166,7 @@ class Tasks:
         stored = False
         objects = self.core.objects
         for entry, value in zip(record.returns, results, strict=True):
-            inner: list[Entry] | None = objects.own.receive(value.refs) if value.refs else None
+            inner: list[Entry] | None = objects.own.receive(value.refs, sender) if value.refs else None
             if entry.kind >= 0:  # run again for the sake of another return; this one was never lost
                 for held in inner or ():
                     objects.own.unpin(held)
@@ -172,11 +185,15 @@ class Tasks:
         objects = self.core.objects
         if record.generator is not None:
             record.generator.failed(error)
+        # A worker may have stored results before it failed, or before it died without a word.
+        stored = record.state == PUSHED or record.attempt > 0
         for entry in record.returns:
             if inner:
                 for held in inner:
                     held.count += 1
             if entry.kind < 0:
+                if stored:
+                    objects.free_stored(entry.object_id)
                 objects.complete(entry, FAILED, error, list(inner) if inner else None)
         for held in inner or ():
             objects.own.unpin(held)
@@ -188,8 +205,7 @@ class Tasks:
         """The task is over: give back its arguments, or keep them as lineage."""
         record.state = FINISHED
         if record.template.actor_id:
-            answered = self.core.actors.answered
-            answered[record.template.actor_id] = answered.get(record.template.actor_id, 0) + 1
+            self.core.actors.call_over(record.template.actor_id)
         if record.generator is not None:
             self.core.streams.task_over(record)
         record.lease = None

@@ -13,8 +13,9 @@ from shoal import exceptions
 from shoal._base.ids import ObjectId, TaskIdSource
 from shoal._base.references import ObjectRef
 from shoal._base.runtime import Runtime
-from shoal._core.serialization import Serialized, deserialize, serialize
-from shoal._core.transport import RequestFailed
+from shoal._core.object_store import ArenaClosed
+from shoal._core.serialization import Serialized, deserialize, serialize, serialize_system_error
+from shoal._core.transport import ConnectionLost, RequestFailed
 from shoal._core.wire import messages as m
 
 from .bridge import Bridge
@@ -70,6 +71,8 @@ class Values:
             raise self._bridge.as_exception(error) from None
         try:
             self._core.store.write(place, serialized)
+        except ArenaClosed:
+            raise self._core.head_ended() from None
         except BaseException:
             self._bridge.post(self._core.store.abort, object_id)
             raise
@@ -80,8 +83,11 @@ class Values:
         if entry is None:
             raise exceptions.RaySystemError("An object vanished while it was being read.")
         if entry.kind == STORED:
-            view, private = self._core.store.read(entry.object_id, places[entry.object_id])
-            return deserialize(view, private)
+            try:
+                view, private = self._core.store.read(entry.object_id, places[entry.object_id])
+                return deserialize(view, private)
+            except ArenaClosed:
+                raise self._core.head_ended() from None
         return deserialize(entry.data)
 
     def promise(self, message: Any, value: Any) -> ObjectRef[Any]:
@@ -96,6 +102,8 @@ class Values:
                 error = None if done.cancelled() else done.exception()
                 if error is None:
                     self._core.objects.complete(entry, INLINE, data)
+                elif isinstance(error, ConnectionLost):
+                    self._core.objects.complete(entry, FAILED, serialize_system_error(self._core.head_ended()))
                 else:
                     self._core.objects.complete(entry, FAILED, error_bytes(error, entry))
 

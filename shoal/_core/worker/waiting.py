@@ -48,16 +48,16 @@ class GetOperation(Operation):
     def __init__(self, object_ids: list[bytes]) -> None:
         super().__init__()
         self.object_ids = object_ids
-        #: Entries that are not readable yet.
-        self.pending: set[Entry] = set()
+        #: Entries that are not readable yet, in the order asked for: a set of objects would be visited in the order of their addresses.
+        self.pending: dict[Entry, None] = {}
         #: Those of them that are not even computed yet.
-        self.unfinished: set[Entry] = set()
+        self.unfinished: dict[Entry, None] = {}
         #: object id -> place in the arena, pinned for this operation.
         self.places: dict[bytes, object] = {}
 
     def arrived(self, entry: Entry) -> None:
         """The value is readable."""
-        self.pending.discard(entry)
+        self.pending.pop(entry, None)
         if not self.pending or entry.kind == FAILED:
             self.fire()
 

@@ -66,7 +66,7 @@ class LocalActor:
                 self._loop.run(self._construct_async(cls)).result()
             else:
                 self._make_instance(cls)
-        except Exception as error:  # the boundary of user code
+        except (Exception, SystemExit) as error:  # the boundary of user code
             data = serialize_error(
                 error,
                 function_name=f"{self.spec.class_name}.__init__",

@@ -14,9 +14,16 @@ from shoal._base.references import DynamicObjectRefGenerator, ObjectRef, ObjectR
 from shoal._base.runtime import TaskContext
 from shoal._core.api.conventions import DYNAMIC, RETRY_ALL, STREAMING
 from shoal._core.scheduling.resources import to_floats
-from shoal._core.serialization import deserialize_args, serialize, serialize_args, serialize_error, serialize_system_error
+from shoal._core.serialization import (
+    deserialize_args,
+    serialize,
+    serialize_args,
+    serialize_error,
+    serialize_system_error,
+    sys_exit_cause,
+    worker_crashed,
+)
 from shoal._core.wire.messages import TaskTemplate
-from shoal.exceptions import WorkerCrashedError
 
 from .objects import LocalObject
 from .session import LocalSession
@@ -102,6 +109,11 @@ class LocalCall:
     def retries(self, error: BaseException) -> bool:
         """Count one attempt more if the error is to be retried and tries are left."""
         limit, wanted = self.template.max_retries, self.template.retry_exceptions
+        if isinstance(error, SystemExit) and not self.template.actor_id:  # on a cluster it ends the worker, and lost workers need no asking
+            if 0 <= limit <= self.attempt:
+                return False
+            self.attempt += 1
+            return True
         if not wanted or not isinstance(error, Exception) or (0 <= limit <= self.attempt):
             return False
         if wanted != RETRY_ALL and not isinstance(error, pickle.loads(wanted)):
@@ -164,12 +176,18 @@ class LocalCall:
             self.runtime.objects.changed.notify_all()
 
     def fail_with(self, error: BaseException) -> None:
-        """Store what user code raised as the result; what the user at the keyboard raised goes on, and so does ``exit_actor``."""
+        """Store what user code raised as the result; what the user at the keyboard raised goes on.
+
+        Raises ActorExit where ``exit_actor`` or ``sys.exit`` ends the actor, whose affair the rest is.
+        """
         if isinstance(error, ActorExit):
             raise error
         if isinstance(error, SystemExit):
-            text = f"Task {self.context.name} called sys.exit({error.code!r}), which ends the worker that runs it."
-            self.fail(serialize_system_error(WorkerCrashedError(text)))
+            if self.template.actor_id:
+                raise ActorExit from error
+            cause, tries = sys_exit_cause(error, os.getpid()), self.attempt + 1
+            crashed = worker_crashed(cause, task_name=self.context.name, attempt=tries, max_attempts=tries)
+            self.fail(serialize_system_error(crashed))
             return
         limit = self.template.max_retries
         self.fail(

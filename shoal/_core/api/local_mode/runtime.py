@@ -247,6 +247,9 @@ class LocalRuntime(LocalSession):
             actor.kill(no_restart=True)
         self.names.clear()
 
+    def abandon(self) -> None:
+        self.closed = True
+
     def _check_open(self) -> None:
         if self.closed:
             raise RaySystemError("The session has ended. Call shoal.init() to start another.")

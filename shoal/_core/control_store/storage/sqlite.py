@@ -13,6 +13,7 @@ power loss takes along is the machine whose workers the rows describe. A head th
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ class SqliteStorage:
 
     def __init__(self, path: str | Path, *, power_safe: bool = False) -> None:
         self.path = str(path)
+        # Functions, arguments of actors and key-values of the user lie in it. SQLite gives its log the same mode.
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._db = sqlite3.connect(self.path, isolation_level=None)
         for pragma in (
             "auto_vacuum=INCREMENTAL",  # has an effect on a new file only, and must come before the first table

@@ -26,6 +26,7 @@ from .calls import ActorExit, Call, Caller, CallRunner, current_call
 from .environment import apply_lease_environment, apply_runtime_env
 from .generators import end_of_stream, stream, stream_async
 from .inbound import Inbound
+from .user_code import prepared
 
 if TYPE_CHECKING:
     from .tasks import MainThread
@@ -86,7 +87,7 @@ class ActorExecutor:
             cls = unpickle_function(runtime.fetch_function(spec.class_id))
             call.places = runtime.pin_deps(spec.deps)
             args, kwargs = self.runner.arguments(call)
-            self.instance = cls(*args, **kwargs)
+            self.instance = prepared(cls, f"{spec.class_name}.__init__")(*args, **kwargs)
         finally:
             current_call.reset(token)
         if "__repr__" in {name for base in type(self.instance).__mro__[:-1] for name in vars(base)}:
@@ -197,7 +198,7 @@ class ActorExecutor:
             elif name == "__ray_terminate__":
                 method = self._terminate
             else:
-                method = getattr(self.instance, name)
+                method = prepared(getattr(self.instance, name), f"{self.spec.class_name}.{name}")
             self._methods[name] = method
         return method
 

@@ -7,10 +7,12 @@ to on the I/O thread.
 from __future__ import annotations
 
 import contextvars
+import itertools
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from shoal import exceptions
@@ -187,6 +189,8 @@ class CallRunner:
         count = call.template.num_returns
         task_id = ids.TaskId(call.task.task_id)
         owner = call.caller.owner or self.core.me
+        if count > 0 and isinstance(result, GeneratorType):
+            result = _yielded(result, count, call.name)
         if count == 1:
             value, refs = self.store_value(ids.object_id(task_id, 0), result, owner)
             return [value], [refs]
@@ -262,9 +266,7 @@ class CallRunner:
         except BaseException as error:
             args = kwargs = result = None  # type: ignore[assignment]
             if self.inbound.on_user_error(call, error):
-                if self.inbound.actor is not None:
-                    return
-                exiting = True
+                return
             retry = self.may_retry(call, error)
             values = [self.error_value(call, error)]
             refs = []
@@ -293,6 +295,16 @@ class CallRunner:
             runtime_env=shape.runtime_env,
             reconstructed=self.inbound.incarnation > 0,
         )
+
+
+def _yielded(generator: GeneratorType[Any, Any, Any], count: int, name: str) -> Any:
+    """Return the ``count`` values of a generator function: the value itself if it is one. ValueError if it yields more or less."""
+    values = list(itertools.islice(generator, count + 1))  # one more and no further: it may be endless
+    generator.close()
+    if len(values) != count:
+        much = f"more than {count}" if len(values) > count else str(len(values))
+        raise ValueError(f"Task {name} returned {much} objects, but num_returns={count}.")
+    return values[0] if count == 1 else values
 
 
 def _asyncio_cancelled() -> tuple[type[BaseException], ...]:

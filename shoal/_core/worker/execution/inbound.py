@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +51,8 @@ class Inbound:
         self.calls: dict[bytes, Call] = {}
         self._callers: dict[Connection, Caller] = {}
         self._arrived: list[Call] = []
+        #: Called once no reply waits for registrations any more.
+        self._until_replied: list[Callable[[], None]] = []
         self.stopping = False
         #: The running task waits inside get or wait: what arrives now is handed back at once.
         self.blocked = False
@@ -100,8 +104,6 @@ class Inbound:
 
     def _fetch_arguments(self, call: Call, missing: list[bytes]) -> None:
         """Make stored arguments readable before the call's turn comes."""
-        import threading
-
         ready = call.ready = threading.Lock()
         ready.acquire()
 
@@ -254,8 +256,28 @@ class Inbound:
                 first = caller.outgoing.popleft()[0]
                 if not caller.connection.closed:
                     caller.connection.send(first)
+            if self._until_replied and not self._replies_wait():
+                waiting, self._until_replied = self._until_replied, []
+                for then in waiting:
+                    self.core.loop.call_soon(then)
 
         self.core.when_all(futures, ready)
+
+    def replies_out(self, timeout_s: float = -1) -> None:
+        """Block until every reply given so far is written to its socket, also those that wait for registrations. Main thread."""
+        done = threading.Lock()
+        done.acquire()
+        self.inbox.post(self._when_replied, done.release)
+        done.acquire(timeout=timeout_s)
+
+    def _when_replied(self, then: Callable[[], None]) -> None:
+        if self._replies_wait():
+            self._until_replied.append(then)
+        else:  # connections write at the end of the turn in which they were sent to
+            self.core.loop.call_soon(then)
+
+    def _replies_wait(self) -> bool:
+        return any(caller.outgoing for caller in self._callers.values())
 
     def _attach(self, value: m.Value, inside: list[Any], owner: m.Address) -> list[asyncio.Future[Any]]:
         own = self.core.objects.own
@@ -273,7 +295,7 @@ class Inbound:
         self.inbox.post(self.send_reply, (call, m.TaskDone(call.task.task_id, [value]), []))
 
     def on_user_error(self, call: Call, error: BaseException) -> bool:
-        """User code raised; True if the worker must end after the reply (``sys.exit`` in a task)."""
+        """User code raised; True if the process ends now and so gives no reply (``sys.exit``, ``exit_actor``)."""
         if self.actor is not None:
             return bool(self.actor.on_user_error(call, error))
         return bool(self.main.on_user_error(call, error))

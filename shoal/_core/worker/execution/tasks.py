@@ -18,16 +18,19 @@ from collections.abc import Callable
 from typing import Any
 
 from shoal._base import ids
-from shoal._core.serialization import unpickle_function
+from shoal._core.serialization import sys_exit_cause, unpickle_function
 from shoal._core.wire import messages as m
 
 from .calls import Call, CallRunner, current_call
 from .environment import apply_lease_environment, apply_runtime_env
 from .generators import end_of_stream, stream
 from .inbound import Inbound
+from .user_code import prepared
 
 #: Functions kept unpickled per worker; the least recently defined goes first.
 FUNCTION_LIMIT = 2000
+#: Seconds that a process which leaves waits for registrations that its last replies need.
+REPLIES_S = 2.0
 
 
 class MainThread:
@@ -48,6 +51,8 @@ class MainThread:
         self._lease_id = -1
         #: The last reply is for a task that has no retry left.
         self._last_words = False
+        #: A task called ``sys.exit``: the process ends now, without a reply.
+        self._crash: m.Cause | None = None
         self._actor: Any = None
         self._make_actor = make_actor
 
@@ -76,7 +81,7 @@ class MainThread:
         if self._last_words:
             # The task before may not run again: its reply must be out before this one can take the process with it.
             self._last_words = False
-            self.inbound.inbox.barrier()
+            self.inbound.replies_out()
         self._progress[: ids.TASK_BYTES] = call.task.task_id
         caller = call.caller
         if caller.lease_id != self._lease_id:
@@ -103,6 +108,8 @@ class MainThread:
             self.running = None
             self._interruptible = False
             self._last_words = 0 <= template.max_retries <= call.task.attempt
+        if self._crash is not None:
+            self.leave(self._crash)
         if exiting:
             self.leave(
                 m.Cause("max_calls", f"max_calls={template.max_calls} of {template.name} was reached.", exit_code=0, pid=os.getpid())
@@ -141,10 +148,12 @@ class MainThread:
         except BaseException as error:  # the boundary of user code
             self._interruptible = False
             args = kwargs = None  # type: ignore[assignment]
+            if self.on_user_error(call, error):
+                return
             retry = self.runner.may_retry(call, error)
             value = self.runner.error_value(call, error)
             error.__traceback__ = None
-            self.runner.reply(call, [value], [], retry=retry, exiting=exiting or self.on_user_error(call, error))
+            self.runner.reply(call, [value], [], retry=retry, exiting=exiting)
             return
         finally:
             current_call.reset(token)
@@ -157,14 +166,16 @@ class MainThread:
             blob = self.inbound.runtime.fetch_function(function_id)
             if len(self._functions) >= FUNCTION_LIMIT:
                 self._functions.pop(next(iter(self._functions)))
-            function = self._functions[function_id] = unpickle_function(blob)
+            function = self._functions[function_id] = prepared(unpickle_function(blob))
         return function
 
     def on_user_error(self, call: Call, error: BaseException) -> bool:
+        """``sys.exit`` ends the worker, as it would end a program: a crash, so the owner runs the task again or raises WorkerCrashedError.
+
+        Rejected: hand SystemExit to the caller like other errors. Raised again by ``get``, it ends the driver without a word.
+        """
         if isinstance(error, SystemExit):
-            code = error.code if isinstance(error.code, int) else (0 if error.code is None else 1)
-            cause = m.Cause("worker_exit", f"Task {call.name} called sys.exit({error.code!r}).", exit_code=code, pid=os.getpid())
-            self.inbound.queue.put(lambda: self.leave(cause))
+            self._crash = sys_exit_cause(error, os.getpid())
             return True
         return False
 
@@ -196,7 +207,11 @@ class MainThread:
     def leave(self, cause: m.Cause) -> None:
         """End the process in good order: hand over objects, run atexit functions, leave."""
         with contextlib.suppress(Exception):  # whatever fails here, the process must still end
+            self.inbound.replies_out(REPLIES_S)
             self.inbound.runtime.prepare_exit(cause)
+        self._end_process(cause)
+
+    def _end_process(self, cause: m.Cause) -> None:
         atexit._run_exitfuncs()
         for out in (sys.stdout, sys.stderr):
             with contextlib.suppress(ValueError, OSError):

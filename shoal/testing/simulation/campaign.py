@@ -1,0 +1,145 @@
+"""Runs programs in the simulation, judges them, and makes those that fail small."""
+
+from __future__ import annotations
+
+import gc
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+from shoal.testing.simulation import interpretation
+from shoal.testing.simulation.cluster import INLINE_BYTES, Chances, Fault, Hang, Leak, SimulatedCluster
+from shoal.testing.simulation.expectation import Expectation
+from shoal.testing.simulation.generation import generate
+from shoal.testing.simulation.processes import kill_this_process
+from shoal.testing.simulation.programs import Program, count_ops, show, smaller
+from shoal.testing.simulation.threads import pause
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A program that went wrong, and how."""
+
+    seed: int
+    program: Program
+    problem: str
+
+    def __str__(self) -> str:
+        return (
+            f"seed {self.seed} ({self.program.kind}, {self.program.cpus} CPUs, {count_ops(self.program.body)} operations):\n"
+            f"{self.problem}\n\n{show(self.program.body)}\n\nTo run it again: python -m shoal.testing.simulation {self.seed}"
+        )
+
+
+class SimulatedSurroundings:
+    """What a program needs besides shoal, in a simulation."""
+
+    large_bytes = INLINE_BYTES + 400
+    timeout_s = None
+
+    def __init__(self, cluster: SimulatedCluster) -> None:
+        self._cluster = cluster
+        #: (operation, outcome, the driver had ended) of everything that was noted in any process.
+        self.outcomes: list[tuple[int, str, bool]] = []
+
+    def pause(self, seconds: float) -> None:
+        pause(seconds)
+
+    def crash(self) -> None:
+        kill_this_process()
+
+    def kill_worker(self, pick: int) -> None:
+        self._cluster.kill_some_worker(pick)
+
+    def lose(self, ref: Any) -> None:
+        self._cluster.object_store.lose(ref.binary())
+
+    def note(self, number: int, outcome: str) -> None:
+        driver = self._cluster.driver
+        self.outcomes.append((number, outcome, driver is None or driver.thread.finished))
+
+
+def chances_of(seed: int, program: Program) -> Chances:
+    """Draw how slow the machine of this seed is."""
+    draw = random.Random(f"chances {seed}")
+    slowest = draw.choice((0.0002, 0.002, 0.02))
+    return Chances(frame_s=(0.00002, slowest), fork_s=(0.002, draw.choice((0.005, 0.05))), death_s=(0.0, draw.choice((0.001, 0.02))),
+                   cpus=program.cpus)  # fmt: skip
+
+
+def run_seed(seed: int) -> Failure | None:
+    """Run the program of this seed in its simulation. None: everything was as it must be."""
+    return run_program(seed, generate(seed))
+
+
+def run_program(seed: int, program: Program) -> Failure | None:
+    """Run a program under the delays of a seed."""
+    expectation = Expectation(program.body)
+    problems: list[str] = []
+    with SimulatedCluster(seed, chances_of(seed, program)) as cluster:
+        around = SimulatedSurroundings(cluster)
+        with mock.patch.object(interpretation, "surroundings", around):
+            try:
+                cluster.run(lambda: interpretation.run_driver(program.body))
+                cluster.check_nothing_left()
+            except Leak as error:
+                if not (expectation.deaths and cluster.is_clean_without_driver()):
+                    problems.append(f"{type(error).__name__}: {error}")
+            except (Fault, Hang) as error:
+                problems.append(f"{type(error).__name__}: {error}")
+            except Exception as error:  # whatever a get or a put raised that the program did not expect
+                problems.append(f"the driver raised {type(error).__name__}: {error}")
+        problems += [problem for noted in around.outcomes if (problem := expectation.judge(*noted))]
+        problems += [fault for fault in cluster.faults if not any(fault in problem for problem in problems)]
+    return Failure(seed, program, "\n".join(problems)) if problems else None
+
+
+def shrink(failure: Failure, tries: int = 2000, told: Callable[[str], None] = lambda text: None) -> Failure:
+    """Drop operations as long as the program still fails in the same way, and return the smallest found."""
+    best, left, way = failure, tries, _way(failure)
+    improved = True
+    while improved and left > 0:
+        improved = False
+        for body in smaller(best.program.body):
+            left -= 1
+            if left <= 0:
+                break
+            again = run_program(best.seed, replace(best.program, body=body))
+            if again is not None and _way(again) == way:
+                best, improved = again, True
+                told(f"{count_ops(body)} operations, {left} tries left")
+                break
+    return best
+
+
+def _way(failure: Failure) -> str:
+    """Return the first lines of the problem without its numbers."""
+    return "\n".join(re.sub(r"[0-9a-f]*\d[0-9a-f]*|\[.*|\{.*", "", line) for line in failure.problem.splitlines()[:2])
+
+
+def run_seeds(seeds: range, *, stop_after: int = 1) -> tuple[int, list[Failure]]:
+    """Run many seeds; return how many ran and those that failed, ending after ``stop_after`` failures."""
+    failures: list[Failure] = []
+    done = 0
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        for seed in seeds:
+            failure = run_seed(seed)
+            done += 1
+            if failure is not None:
+                failures.append(failure)
+                if len(failures) >= stop_after:
+                    break
+            if done % 20 == 0:
+                gc.collect()
+    finally:
+        gc.unfreeze()
+        if collecting:
+            gc.enable()
+    return done, failures

@@ -1,0 +1,343 @@
+"""What each get of a program may end with: the oracle of the simulation.
+
+The program is walked once without running anything. Values are exact: whatever returns, returns the label that the program gave it.
+Errors are upper bounds, and tight ones: a get may raise only what some fault of this very program can cause.
+
+    WorkerCrashedError      the task's process can be killed more often than the task may be retried
+    TaskCancelledError      the task, or with ``recursive`` one that started it, is cancelled somewhere in the program
+    OwnerDiedError          a worker owns the object, and some process is killed
+    ActorDiedError, ActorUnavailableError   the actor's process, or its creator's, can be killed, or its constructor can fail
+    ObjectReconstructionFailedError, ObjectLostError   the store lost the object, and no task may run again for it
+    Boom                    the body raises it
+    any of these            an argument, or something that the body gets and does not catch, may end with it
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shoal.testing.simulation.interpretation import FINE, SKIPPED
+from shoal.testing.simulation.programs import (
+    Arg,
+    Body,
+    Call,
+    Cancel,
+    Crash,
+    Create,
+    Drop,
+    Get,
+    KillActor,
+    KillWorker,
+    Lose,
+    Made,
+    Op,
+    Put,
+    Raise,
+    Submit,
+    Take,
+)
+
+CRASHED, CANCELLED, OWNER_DIED, BOOM = "WorkerCrashedError", "TaskCancelledError", "OwnerDiedError", "Boom"
+LOST = frozenset({"ObjectReconstructionFailedError", "ObjectLostError"})
+ACTOR = frozenset({"ActorDiedError", "ActorUnavailableError"})
+
+
+@dataclass(eq=False)
+class ExpectedActor:
+    """One actor of the program."""
+
+    create: Create
+    #: The slots of its instance.
+    slots: dict[int, Thing] = field(default_factory=dict)
+    killed: bool = False
+    crashes: bool = False
+    created_in_worker: bool = False
+    constructor: ExpectedRun | None = None
+
+
+@dataclass(eq=False)
+class ExpectedRun:
+    """One task, actor call or constructor, and what its body does."""
+
+    parent: ExpectedRun | None
+    args: list[ExpectedObject]
+    retries: int = 0
+    actor: ExpectedActor | None = None
+    #: Everything among the arguments, also what is nested.
+    given: list[Thing] = field(default_factory=list)
+    children: list[ExpectedRun] = field(default_factory=list)
+    #: What the body gets and does not catch.
+    needs: list[ExpectedObject] = field(default_factory=list)
+    crashes: int = 0
+    raises: bool = False
+    cancelled: bool = False
+    #: It, or something that it waits for, calls an actor; an actor that waits for it might wait for itself.
+    calls_actors: bool = False
+
+
+@dataclass(eq=False)
+class ExpectedObject:
+    """The value of a put or of a return."""
+
+    label: str
+    large: bool
+    #: None: the driver put it.
+    run: ExpectedRun | None
+    owned_by_worker: bool
+    inside: list[Thing | None] = field(default_factory=list)
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class Reference:
+    object: ExpectedObject
+
+
+@dataclass(frozen=True)
+class ReadValue:
+    object: ExpectedObject
+
+
+@dataclass(frozen=True)
+class Handle:
+    actor: ExpectedActor
+
+
+#: What a slot holds.
+Thing = Reference | ReadValue | Handle
+
+
+@dataclass(eq=False)
+class Place:
+    """Where a body runs: the slots, and the run that it belongs to (None: the driver)."""
+
+    slots: dict[int, Thing]
+    run: ExpectedRun | None = None
+
+
+def keeps(handle: Handle, place: Place) -> bool:
+    """Whether what a call from this place leaves in the actor's slots is known to later calls.
+
+    Calls of several callers have no order among them, so only the driver's count, and only for its own actors.
+    """
+    return place.run is None and not handle.actor.created_in_worker
+
+
+class Expectation:
+    """The whole program, walked. ``step`` may also be used op by op, by who makes a program up."""
+
+    def __init__(self, body: Body | None = None) -> None:
+        #: What each get reads.
+        self.reads: dict[int, ExpectedObject] = {}
+        #: Which run it belongs to; None: the driver.
+        self.readers: dict[int, ExpectedRun | None] = {}
+        #: SIGKILLs from outside: any task may be the victim of each.
+        self.kills = 0
+        #: Values that the store forgets: any task may run again for the sake of each.
+        self.losses = 0
+        #: Some process dies without handing over what it owns.
+        self.deaths = False
+        #: Something can fail, so that slots may stay empty.
+        self.faulty = False
+        #: The operations that find what they need.
+        self._steps: set[int] = set()
+        self._errors: dict[ExpectedRun, frozenset[str]] = {}
+        if body is not None:
+            self.walk(body, Place({}))
+
+    # --- walking -------------------------------------------------------------------------------------------
+
+    def walk(self, body: Body, place: Place) -> list[ExpectedObject]:
+        """Walk a body; return what it returns."""
+        for op in body.ops:
+            self.step(op, place)
+        return [self._made(made, place, place.run) for made in body.returns]
+
+    def step(self, op: Op, place: Place) -> None:
+        slots = place.slots
+        self._steps.add(op.number)
+        match op:
+            case Put():
+                slots[op.dst] = Reference(self._made(op.made, place, None))
+            case Submit() if self._has(op.args, slots):
+                run = self._start(place, op.args, op.retries)
+                self._returned(op.dst, self.walk(op.body, Place(self._bound(op.body, op.args, slots), run)), run, slots)
+            case Create() if self._has(op.args, slots):
+                actor = ExpectedActor(op, created_in_worker=place.run is not None)
+                run = actor.constructor = self._start(place, op.args, 0)
+                actor.slots.update(self._bound(op.body, op.args, slots))
+                run.actor = actor
+                self.walk(op.body, Place(actor.slots, run))
+                slots[op.dst] = Handle(actor)
+            case Call() if op.actor in slots and self._has(op.args, slots):
+                handle = slots[op.actor]
+                assert isinstance(handle, Handle)
+                actor = handle.actor
+                run = self._start(place, op.args, actor.create.call_retries)
+                run.actor = actor
+                self._calls_actors(place.run)
+                inner = actor.slots if keeps(handle, place) else {}
+                inner.update(self._bound(op.body, op.args, slots))
+                self._returned(op.dst, self.walk(op.body, Place(inner, run)), run, slots)
+            case Get() if op.src in slots:
+                self._get(op, place)
+            case Take() if op.src in slots:
+                value = slots[op.src]
+                assert isinstance(value, ReadValue)
+                taken = value.object.inside[op.index]
+                if taken is not None:
+                    slots[op.dst] = taken
+                else:
+                    self._steps.discard(op.number)
+            case Drop():
+                slots.pop(op.slot, None)
+            case Cancel() if op.slot in slots:
+                self._cancel(op, slots[op.slot])
+            case KillActor() if op.slot in slots:
+                handle = slots[op.slot]
+                assert isinstance(handle, Handle)
+                handle.actor.killed = self.deaths = self.faulty = True
+            case KillWorker():
+                self.kills += 1
+                self.deaths = self.faulty = True
+            case Lose() if op.slot in slots:
+                thing = slots[op.slot]
+                assert isinstance(thing, Reference)
+                thing.object.lost = self.faulty = True
+                self.losses += 1
+            case Crash() if place.run is not None:
+                place.run.crashes = max(place.run.crashes, op.times)
+                if place.run.actor is not None:
+                    place.run.actor.crashes = True
+                self.deaths = self.faulty = True
+            case Raise() if place.run is not None:
+                place.run.raises = self.faulty = True
+            case Get() | Take() | Lose() | Cancel() | KillActor() | Submit() | Create() | Call():
+                self._steps.discard(op.number)
+            case _:
+                pass  # nothing that a get could show
+
+    def _made(self, made: Made, place: Place, run: ExpectedRun | None) -> ExpectedObject:
+        inside = [place.slots.get(slot) for slot in made.inside]
+        return ExpectedObject(made.label, made.large, run, place.run is not None, inside)
+
+    def _returned(self, dst: tuple[int, ...], made: list[ExpectedObject], run: ExpectedRun, slots: dict[int, Thing]) -> None:
+        for slot, one in zip(dst, made, strict=True):
+            one.owned_by_worker = run.parent is not None
+            slots[slot] = Reference(one)
+
+    def _start(self, place: Place, args: tuple[Arg, ...], retries: int) -> ExpectedRun:
+        read = [thing.object for one in args if not one.nested and isinstance(thing := place.slots[one.slot], Reference)]
+        run = ExpectedRun(place.run, read, retries, given=[place.slots[one.slot] for one in args])
+        if place.run is not None:
+            place.run.children.append(run)
+        return run
+
+    def _bound(self, body: Body, args: tuple[Arg, ...], slots: dict[int, Thing]) -> dict[int, Thing]:
+        """Return what the parameters hold."""
+        bound: dict[int, Thing] = {}
+        for param, one in zip(body.params, args, strict=True):
+            thing = slots[one.slot]
+            bound[param] = ReadValue(thing.object) if isinstance(thing, Reference) and not one.nested else thing
+        return bound
+
+    def _has(self, args: tuple[Arg, ...], slots: dict[int, Thing]) -> bool:
+        return all(one.slot in slots for one in args)
+
+    def _get(self, op: Get, place: Place) -> None:
+        thing = place.slots[op.src]
+        assert isinstance(thing, Reference)
+        self.reads[op.number] = thing.object
+        self.readers[op.number] = place.run
+        place.slots[op.dst] = ReadValue(thing.object)
+        if place.run is not None:
+            if not op.caught:
+                place.run.needs.append(thing.object)
+            if thing.object.run is not None and thing.object.run.calls_actors:
+                self._calls_actors(place.run)
+
+    def _calls_actors(self, run: ExpectedRun | None) -> None:
+        if run is not None:
+            run.calls_actors = True
+
+    def _cancel(self, op: Cancel, thing: Thing) -> None:
+        if not isinstance(thing, Reference) or thing.object.run is None:
+            return
+        self.faulty = True
+        todo = [thing.object.run]
+        while todo:
+            run = todo.pop()
+            run.cancelled = True
+            if op.recursive:
+                todo += run.children
+        if op.force:
+            # Its process dies with all that it owns, and so may those of its children; which may run something else by then.
+            self.kills += 1 + (len(self.reads) if op.recursive else 0)
+            self.deaths = True
+
+    # --- judging -------------------------------------------------------------------------------------------
+
+    def errors_of(self, one: ExpectedObject) -> frozenset[str]:
+        """Return the names of the errors that a get of the object may raise."""
+        errors = frozenset[str]()
+        if one.run is not None:
+            errors |= self._run_errors(one.run)
+        if one.owned_by_worker and self.deaths:
+            errors |= {OWNER_DIED}
+        if one.lost and (one.run is None or one.run.actor is not None or one.run.retries < self.losses or one.owned_by_worker):
+            errors |= LOST
+        return errors
+
+    def _run_errors(self, run: ExpectedRun) -> frozenset[str]:
+        known = self._errors.get(run)
+        if known is not None:
+            return known
+        errors: frozenset[str] = frozenset()
+        for one in (*run.args, *run.needs):
+            errors |= self.errors_of(one)
+        if run.cancelled:
+            errors |= {CANCELLED}
+        if run.raises:
+            errors |= {BOOM}
+        if run.actor is None:
+            if run.crashes + self.kills > run.retries and (run.crashes or self.kills):
+                errors |= {CRASHED}
+        elif run.actor.constructor is not run:
+            actor = run.actor
+            disturbed = actor.killed or actor.crashes or self.kills > 0 or (actor.created_in_worker and self.deaths)
+            constructor = actor.constructor
+            if disturbed or (constructor is not None and self._run_errors(constructor)):
+                errors |= ACTOR
+        self._errors[run] = errors
+        return errors
+
+    def _abandoned(self, run: ExpectedRun | None) -> bool:
+        """Whether the run may go on when nobody wants its result any more: then what it was given may be gone."""
+        while run is not None:
+            if run.cancelled:
+                return True
+            if run.actor is not None and (self.deaths or run.actor.constructor is run):  # a start is given up when the handles are gone
+                return True
+            if self.deaths and run.parent is not None:
+                return True
+            run = run.parent
+        return False
+
+    def judge(self, number: int, outcome: str, afterwards: bool = False) -> str:
+        """Return what is wrong with the outcome of an operation; "" if nothing is. ``afterwards``: the driver had ended."""
+        if outcome == SKIPPED:
+            return f"operation {number} found a slot empty, and nothing can fail" if number in self._steps and not self.faulty else ""
+        one = self.reads.get(number)
+        if one is None:
+            return f"get {number} was not expected to run; it ended with {outcome}"
+        if outcome.startswith("= "):
+            return "" if outcome[2:] == one.label else f"get {number} read {outcome[2:]!r} instead of {one.label!r}"
+        run = one.run
+        if outcome == FINE:
+            if run is not None and run.raises and run.actor is None:
+                return f"get {number} of {one.label} read a value, but its task raises"
+            return ""
+        errors = self.errors_of(one)
+        if afterwards or self._abandoned(self.readers[number]):
+            errors |= {OWNER_DIED, "ObjectFreedError"}
+        return "" if outcome in errors else f"get {number} of {one.label} raised {outcome}; permitted: {sorted(errors) or 'nothing'}"

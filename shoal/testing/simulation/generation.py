@@ -1,0 +1,313 @@
+"""Random programs: any seed gives one, the same on every machine.
+
+A program is made by walking it (``expectation.Expectation.step``) while it grows, so that each operation finds its slots filled. The kind
+says which trouble it may contain: most programs contain none, and of these every outcome is known exactly.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shoal.testing.simulation.expectation import Expectation, Handle, Place, ReadValue, Reference, Thing, keeps
+from shoal.testing.simulation.programs import (
+    Arg,
+    Body,
+    Call,
+    Cancel,
+    Crash,
+    Create,
+    Drop,
+    Get,
+    KillActor,
+    KillWorker,
+    Lose,
+    Made,
+    Op,
+    Pause,
+    Program,
+    Put,
+    Raise,
+    Submit,
+    Take,
+    Wait,
+)
+
+#: Kinds of programs, and how often each is drawn.
+KINDS = {"calm": 5, "errors": 2, "cancels": 3, "crashes": 3, "kills": 3, "losses": 2, "storm": 3}
+#: Operations of the driver's body, and of the bodies inside (less with each level).
+DRIVER_OPS = (4, 26)
+BODY_OPS = 5
+#: Operations at the end, which look at what is left.
+LAST_OPS = 60
+#: Bodies inside of bodies.
+DEPTH = 3
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Which faults a program may contain."""
+
+    raises: bool = False
+    cancels: bool = False
+    crashes: bool = False
+    kills: bool = False
+    losses: bool = False
+
+
+TROUBLE = {
+    "calm": Trouble(),
+    "errors": Trouble(raises=True),
+    "cancels": Trouble(cancels=True),
+    "crashes": Trouble(crashes=True, raises=True),
+    "kills": Trouble(kills=True),
+    "losses": Trouble(losses=True),
+    "storm": Trouble(raises=True, cancels=True, crashes=True, kills=True),
+}
+
+
+def generate(seed: int) -> Program:
+    """Return the program of this seed."""
+    draw = random.Random(seed)
+    kind = draw.choices(list(KINDS), weights=list(KINDS.values()))[0]
+    grower = _Grower(draw, TROUBLE[kind])
+    body = grower.driver()
+    return Program(body, kind, cpus=draw.choice((1, 2, 2, 3)))
+
+
+def _has_handle(thing: Thing | None) -> bool:
+    """Whether a handle is kept alive by it: inside the value, or among the arguments of the task that makes it (its lineage)."""
+    if thing is None or isinstance(thing, Handle):
+        return thing is not None
+    one = thing.object
+    return any(map(_has_handle, one.inside)) or (one.run is not None and any(map(_has_handle, one.run.given)))
+
+
+class _Grower:
+    def __init__(self, draw: random.Random, trouble: Trouble) -> None:
+        self._draw = draw
+        self._trouble = trouble
+        self._numbers = 0
+        self._slots = 0
+        self._walked = Expectation()
+
+    def driver(self) -> Body:
+        place = Place({})
+        ops = self._ops(place, self._draw.randint(*DRIVER_OPS), DEPTH, self._driver_choices())
+        return Body((*ops, *self._look_at_everything(place)))
+
+    def _look_at_everything(self, place: Place) -> list[Op]:
+        """Read all that is left, in any order, and what lies inside, mostly after what held it was dropped."""
+        draw = self._draw
+        ops: list[Op] = []
+
+        def do(op: Op) -> None:
+            self._walked.step(op, place)
+            ops.append(op)
+
+        left = [slot for slot, thing in place.slots.items() if isinstance(thing, Reference)]
+        draw.shuffle(left)
+        while left and len(ops) < LAST_OPS:
+            slot, value = left.pop(0), self._slot()
+            thing = place.slots[slot]
+            assert isinstance(thing, Reference)
+            do(Get(self._number(), slot, value, caught=True))
+            for index, inner in enumerate(thing.object.inside):
+                if isinstance(inner, Reference) and draw.random() < 0.7:
+                    taken = self._slot()
+                    do(Take(self._number(), value, index, taken))
+                    left.insert(draw.randrange(len(left) + 1), taken)
+            if draw.random() < 0.7:
+                do(Drop(self._number(), value))
+                do(Drop(self._number(), slot))
+        return ops
+
+    # --- bodies --------------------------------------------------------------------------------------------
+
+    def _ops(self, place: Place, count: int, depth: int, choices: list[tuple[Callable[[Place, int], Op | None], float]]) -> list[Op]:
+        ops: list[Op] = []
+        makers, weights = [maker for maker, _ in choices], [weight for _, weight in choices]
+        for _ in range(count):
+            op = self._draw.choices(makers, weights)[0](place, depth)
+            if op is not None:
+                self._walked.step(op, place)
+                ops.append(op)
+        return ops
+
+    def _driver_choices(self) -> list[tuple[Callable[[Place, int], Op | None], float]]:
+        trouble = self._trouble
+        return [
+            (self._submit, 6), (self._put, 2), (self._caught_get, 3), (self._take, 2), (self._wait, 1), (self._drop, 2.5),
+            (self._create, 1.5), (self._call, 5), (self._pause, 1),
+            (self._cancel, 3 if trouble.cancels else 0),
+            (self._kill_actor, 0.7 if trouble.kills else 0),
+            (self._kill_worker, 1.2 if trouble.kills else 0),
+            (self._lose, 2 if trouble.losses else 0),
+        ]  # fmt: skip
+
+    def _body_choices(self, depth: int) -> list[tuple[Callable[[Place, int], Op | None], float]]:
+        trouble = self._trouble
+        return [
+            (self._submit, 3 if depth else 0), (self._put, 2), (self._get, 4), (self._caught_get, 1), (self._take, 2), (self._wait, 0.5),
+            (self._drop, 1), (self._pause, 2), (self._create, 0.3 if depth else 0), (self._call, 1.5),
+            (self._cancel, 0.7 if trouble.cancels else 0),
+            (self._crash, 0.5 if trouble.crashes else 0),
+            (self._raise, 0.4 if trouble.raises else 0),
+        ]  # fmt: skip
+
+    def _body(self, place: Place, args: tuple[Arg, ...], returns: int, depth: int, actor: dict[int, object] | None = None) -> Body:
+        """Make a body for these arguments. ``place`` is where it is submitted; ``actor``: the slots it works on, if not its own."""
+        draw = self._draw
+        params = tuple(self._slot() for _ in args)
+        inner = self._walked._start(place, args, 0)
+        slots = dict(actor or {})
+        slots.update(self._walked._bound(Body((), params=params), args, place.slots))
+        body_place = Place(slots, inner)  # type: ignore[arg-type]
+        choices = self._body_choices(depth)
+        if actor is not None:  # a call of an actor that waits for a call of an actor may wait for itself
+            choices = [(maker, 0 if maker in (self._call, self._create) else weight) for maker, weight in choices]
+            choices = [(self._calm_get if maker in (self._get, self._caught_get) else maker, weight) for maker, weight in choices]
+        ops = self._ops(body_place, draw.randint(0, BODY_OPS - (DEPTH - depth)), depth, choices)
+        made = tuple(self._made(body_place, 0.5) for _ in range(returns))
+        return Body(tuple(ops), made, params)
+
+    # --- what ops need -------------------------------------------------------------------------------------
+
+    def _number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    def _slot(self) -> int:
+        self._slots += 1
+        return self._slots
+
+    def _made(self, place: Place, share: float) -> Made:
+        draw = self._draw
+        inside: list[int] = []
+        while draw.random() < share and len(inside) < 3 and (slot := self._pick(place, Reference, Handle)) is not None:
+            inside.append(slot)
+        return Made(f"v{self._number()}", draw.random() < 0.3, tuple(inside))
+
+    def _pick(self, place: Place, *kinds: type) -> int | None:
+        slots = [slot for slot, thing in place.slots.items() if isinstance(thing, kinds)]
+        if not slots:
+            return None
+        # The newest most of all: it is the one that is still on its way.
+        return slots[-1] if self._draw.random() < 0.3 else self._draw.choice(slots)
+
+    def _args(self, place: Place) -> tuple[Arg, ...]:
+        draw = self._draw
+        args = []
+        for _ in range(draw.choice((0, 0, 1, 1, 2, 3))):
+            slot = self._pick(place, Reference, Handle)
+            if slot is not None:
+                args.append(Arg(slot, isinstance(place.slots[slot], Handle) or draw.random() < 0.4))
+        return tuple(args)
+
+    def _handleless(self, place: Place, args: tuple[Arg, ...]) -> tuple[Arg, ...]:
+        """Return those that bring no handle into an actor: an actor that holds itself, by whatever detour, never ends."""
+        return tuple(one for one in args if not _has_handle(place.slots[one.slot]))
+
+    # --- ops -----------------------------------------------------------------------------------------------
+
+    def _submit(self, place: Place, depth: int) -> Op | None:
+        draw = self._draw
+        args = self._args(place)
+        returns = draw.choice((1, 1, 1, 2, 3))
+        body = self._body(place, args, returns, max(depth - 1, 0))
+        dst = tuple(self._slot() for _ in range(returns))
+        return Submit(self._number(), dst, body, args, draw.choice((0, 0, 1, 2, 3)), draw.random() < 0.15)
+
+    def _put(self, place: Place, depth: int) -> Op | None:
+        return Put(self._number(), self._slot(), self._made(place, 0.4))
+
+    def _get(self, place: Place, depth: int) -> Op | None:
+        slot = self._pick(place, Reference)
+        return None if slot is None else Get(self._number(), slot, self._slot())
+
+    def _caught_get(self, place: Place, depth: int) -> Op | None:
+        slot = self._pick(place, Reference)
+        return None if slot is None else Get(self._number(), slot, self._slot(), caught=True)
+
+    def _calm_get(self, place: Place, depth: int) -> Op | None:
+        """A get that cannot wait for the very actor that gets."""
+        slot = self._pick(place, Reference)
+        if slot is None:
+            return None
+        thing = place.slots[slot]
+        assert isinstance(thing, Reference)
+        run = thing.object.run
+        if run is not None and (run.calls_actors or run.actor is not None):
+            return None
+        return Get(self._number(), slot, self._slot(), caught=self._draw.random() < 0.3)
+
+    def _wait(self, place: Place, depth: int) -> Op | None:
+        if place.run is not None and place.run.actor is not None:
+            return None
+        slots = [slot for slot, thing in place.slots.items() if isinstance(thing, Reference)]
+        if not slots:
+            return None
+        some = self._draw.sample(slots, self._draw.randint(1, len(slots)))
+        return Wait(self._number(), tuple(some), self._draw.randint(1, len(some)))
+
+    def _take(self, place: Place, depth: int) -> Op | None:
+        values = [(slot, thing.object) for slot, thing in place.slots.items() if isinstance(thing, ReadValue) and thing.object.inside]
+        if not values:
+            return None
+        slot, value = self._draw.choice(values)
+        return Take(self._number(), slot, self._draw.randrange(len(value.inside)), self._slot())
+
+    def _drop(self, place: Place, depth: int) -> Op | None:
+        slot = self._pick(place, Reference, Handle, ReadValue)
+        return None if slot is None else Drop(self._number(), slot)
+
+    def _create(self, place: Place, depth: int) -> Op | None:
+        draw = self._draw
+        args = self._handleless(place, self._args(place))
+        body = self._body(place, args, 0, 0, actor={})
+        return Create(self._number(), self._slot(), body, args, draw.choice((0, 0, 1)), draw.choice((0, 0, 1)))
+
+    def _call(self, place: Place, depth: int) -> Op | None:
+        draw = self._draw
+        slot = self._pick(place, Handle)
+        if slot is None:
+            return None
+        handle = place.slots[slot]
+        assert isinstance(handle, Handle)
+        args = self._handleless(place, self._args(place))
+        returns = draw.choice((1, 1, 2))
+        body = self._body(place, args, returns, min(depth, 1), actor=dict(handle.actor.slots) if keeps(handle, place) else {})
+        dst = tuple(self._slot() for _ in range(returns))
+        return Call(self._number(), dst, slot, body, args, draw.random() < 0.1)
+
+    def _pause(self, place: Place, depth: int) -> Op | None:
+        longest = self._draw.choices((0.0005, 0.005, 0.03, 1.5), (5, 5, 5, 1))[0]
+        return Pause(self._number(), round(longest * self._draw.random(), 4))
+
+    def _cancel(self, place: Place, depth: int) -> Op | None:
+        slot = self._pick(place, Reference)
+        if slot is None:
+            return None
+        thing = place.slots[slot]
+        assert isinstance(thing, Reference)
+        run = thing.object.run
+        force = run is not None and run.actor is None and self._draw.random() < 0.3
+        return Cancel(self._number(), slot, force, self._draw.random() < 0.5)
+
+    def _kill_actor(self, place: Place, depth: int) -> Op | None:
+        slot = self._pick(place, Handle)
+        return None if slot is None else KillActor(self._number(), slot, self._draw.random() < 0.4)
+
+    def _kill_worker(self, place: Place, depth: int) -> Op | None:
+        return KillWorker(self._number(), self._draw.randrange(1000))
+
+    def _lose(self, place: Place, depth: int) -> Op | None:
+        slot = self._pick(place, Reference)
+        return None if slot is None else Lose(self._number(), slot)
+
+    def _crash(self, place: Place, depth: int) -> Op | None:
+        return Crash(self._number(), self._draw.choice((1, 1, 2)))
+
+    def _raise(self, place: Place, depth: int) -> Op | None:
+        return Raise(self._number())
