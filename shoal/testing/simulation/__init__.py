@@ -8,6 +8,8 @@
     interpretation.py  runs a program with the public API, on simulated and on real processes alike
     expectation.py   what each get of a program may return
     campaign.py      runs programs by seed, shrinks those that fail
+    real_processes.py  runs the same programs on real processes
+    leftovers.py     what a process still holds, in words
 
 Everything but the creation of processes, signals, sockets and clocks is the code that runs in production. The same seed gives the same run.
 

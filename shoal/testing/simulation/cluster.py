@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,12 +29,11 @@ from shoal._core.object_store import Arena, ObjectStore
 from shoal._core.transport.connection import Connection
 from shoal._core.transport.memory import MemoryNetwork, MemoryTransport
 from shoal._core.wire.messages import Address, JobConfigRecord, Message, NodeRecord, ProcessExiting
-from shoal._core.worker.actors import ActorToken
 from shoal._core.worker.core import Core
 from shoal._core.worker.driver import connect_driver
-from shoal._core.worker.entries import BorrowedEntry, Entry
 from shoal._core.worker.main import run_worker
 from shoal._core.worker.worker_start import WorkerStart
+from shoal.testing.simulation.leftovers import core_leftovers
 from shoal.testing.simulation.processes import SimulatedProcess, replaced_system
 from shoal.testing.virtual_loop import VirtualLoop
 
@@ -344,43 +343,6 @@ class SimulatedCluster:
         return "\n".join(lines)
 
 
-def core_leftovers(core: Core) -> list[str]:
-    """Name every table of a process that is not empty."""
-    objects, actors = core.objects, core.actors
-    tables: dict[str, Any] = {
-        "objects": [_text(entry) for entry in objects.own.entries.values()],
-        "operations": objects.operations,
-        "unregistered": objects._unregistered,
-        "freed and not told": objects._freed,
-        "leases": core.leasing.submission.leases,
-        "queues": core.leasing.submission.queues,
-        "lineage": list(core.recovery.lineage._records),
-        "lease requests": core.leasing._request_rids,
-        "children": core.cancellation._children,
-        "actors": [f"{one.actor_id[:4].hex()} state {one.state} waiting {len(one.waiting)}" for one in actors.calls.values()],
-        "constructor arguments": actors._creation_args,
-        "actor names": actors._names,
-        "streams": core.streams.by_task,
-        "pins": core.store._pins,
-    }
-    return [f"{name}: {table}" for name, table in tables.items() if table]
-
-
-def _text(entry: Entry) -> str:
-    """Describe an object shortly: the maker's number and index, the kind, and who holds it."""
-    object_id = entry.object_id
-    name = f"{int.from_bytes(object_id[:8], 'big')}.{int.from_bytes(object_id[-4:], 'big')}"
-    if isinstance(entry, ActorToken):
-        name = f"handle of {object_id[:4].hex()}"
-    holders = {_process(address): count for address, count in (entry.borrowers or {}).values()}
-    grants = f" registered {entry.grants} at {_process(entry.owner)}" if isinstance(entry, BorrowedEntry) else ""
-    return f"{name}{grants} kind {entry.kind} count {entry.count} lineage {entry.lineage} held by {holders or 'nobody'}"
-
-
-def _process(address: Address) -> str:
-    return os.path.basename(address.address)
-
-
 class _Collector(logging.Handler):
     """Keeps what is logged as an error."""
 
@@ -399,8 +361,3 @@ def _no_message(connection: Connection, message: Message) -> None:
         connection.close()
         return
     logging.getLogger("shoal.head").error("A %s came from %s unasked.", type(message).__name__, connection.peer)
-
-
-def small_node(chances: Chances) -> Chances:
-    """Return the same chances with one CPU."""
-    return replace(chances, cpus=1)

@@ -11,10 +11,10 @@ from shoal._core.worker.runtime import CoreRuntime
 from shoal.testing.session_processes import SessionProcesses
 from shoal.testing.simulation import interpretation
 from shoal.testing.simulation.campaign import Failure
-from shoal.testing.simulation.cluster import core_leftovers
 from shoal.testing.simulation.expectation import Expectation
 from shoal.testing.simulation.generation import generate
 from shoal.testing.simulation.interpretation import RealSurroundings
+from shoal.testing.simulation.leftovers import core_leftovers
 from shoal.testing.waiting import wait_for
 
 #: Seconds in which everything that was dropped must be gone: an owner's death has a grace of five.
