@@ -11,6 +11,7 @@ import pytest
 
 import shoal
 from shoal import exceptions
+from shoal._base import runtime as holder
 from shoal.testing import fresh_cluster, wait_for
 
 pytestmark = pytest.mark.timeout(60)
@@ -319,3 +320,25 @@ def test_a_crash_takes_no_finished_neighbour_with_it(cluster):
                 shoal.get(ref)
         else:
             assert shoal.get(ref) == number
+
+
+# --- half a head ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", ["control_store", "agent"])
+def test_the_end_of_one_connection_to_the_head_ends_the_session(cluster, half, tmp_path):
+    """The head drops a connection on which nonsense arrives. Without one half, new tasks or actors would wait for ever."""
+
+    @shoal.remote
+    def wait_for_file(path):
+        while not os.path.exists(path):
+            time.sleep(0.01)
+
+    waiting = wait_for_file.remote(tmp_path / "never")
+    core = holder.current().core
+    core.loop.call_soon_threadsafe(getattr(core, half)._transport.write, b"\xff" * 64)
+    with pytest.raises(exceptions.LocalRayletDiedError, match=r"shoal\.init\(\)"):
+        shoal.get(waiting, timeout=20)
+    for use in (lambda: shoal.get(run_and_die.remote(tmp_path / "no", 0), timeout=20), lambda: shoal.put(bytes(MIB))):
+        with pytest.raises(exceptions.LocalRayletDiedError):
+            use()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -122,6 +123,34 @@ def test_workers_know_their_job():
 
     job, agent, parent = shoal.get(variables.remote())
     assert (job, agent) == (shoal.get_runtime_context().get_job_id(), parent)
+
+
+def test_workers_show_the_drivers_script_as_their_program():
+    @shoal.remote
+    def program():
+        return sys.argv
+
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    assert shoal.get(program.remote()) == [os.path.abspath(main) if main else ""]
+
+
+def test_wrong_arguments_show_the_signature():
+    with pytest.raises(TypeError, match=r"^same\(\) got an unexpected keyword argument 'y'\. Its signature is same\(x=1\)\.$"):
+        same.remote(y=1)
+    with pytest.raises(TypeError, match=r"^Counter\(\) too many positional arguments\. Its signature is Counter\(start=0\)\.$"):
+        Counter.remote(1, 2)
+    with pytest.raises(TypeError, match=r"^add\(\) got an unexpected keyword argument 'z'\. Its signature is add\("):
+        Counter.remote().add.remote(z=1)
+
+
+def test_an_error_counts_attempts_only_where_errors_are_retried():
+    def last_line(ref):
+        with pytest.raises(ValueError, match="bad") as info:
+            shoal.get(ref)
+        return str(info.value).splitlines()[-1]
+
+    assert last_line(fail.remote()).endswith(")")
+    assert last_line(fail.options(max_retries=1, retry_exceptions=True).remote()).endswith("), attempt 2 of 2")
 
 
 def test_async_actors_have_no_cancel_flag():

@@ -119,7 +119,16 @@ class Cluster:
         data = os.urandom(200_000)
         assert shoal.get(shoal.put(data), timeout=SAFETY_S) == data
         gc.collect()
-        wait_for(lambda: not self.differences(), what=lambda: self.differences())
+        found = []
+
+        def is_as_before():
+            found[:] = self.differences()
+            return not found
+
+        try:
+            wait_for(is_as_before)
+        except TimeoutError:
+            pytest.fail(f"the round has left: {found}")
 
     def differences(self):
         now, found = self.ask(), []

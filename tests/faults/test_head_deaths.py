@@ -146,7 +146,7 @@ def test_the_template_is_killed_in_a_burst_of_forks(cluster, rounds, report):
         pids = shoal.get([actor.pid.remote() for actor in actors], timeout=60)
         assert len(set(pids)) == len(actors)
         del actors
-        wait_for(lambda pids=pids: not any(processes.is_running(pid) for pid in pids), 60, "the end of the actors")
+        wait_for(lambda pids=pids: not any(processes.is_running(pid) for pid in pids), timeout_s=60, what="the end of the actors")
         cluster.settle()
         report.round("60 actors")
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import uvloop
 
 from shoal._base import processes
+from shoal.testing import waiting
+from shoal.testing.session_processes import SessionProcesses
 
 #: Seconds after which nothing may be left of a session whose driver or head was killed.
 GONE_S = 2.0
@@ -18,13 +20,8 @@ GONE_S = 2.0
 SAFETY_S = 20.0
 
 
-def wait_for(condition, timeout_s=SAFETY_S, what="the condition"):
-    """Return what the condition gives once it is true. For what only /proc or a file tells: everything else is waited for by events."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what() if callable(what) else what} did not come true within {timeout_s} s"
-        time.sleep(0.005)
-    return found
+#: For what only /proc or a file tells: everything else is waited for by events.
+wait_for = partial(waiting.wait_for, timeout_s=SAFETY_S)
 
 
 class Session:
@@ -33,27 +30,9 @@ class Session:
     def __init__(self, session_dir):
         self.directory = Path(session_dir).resolve()
         self.memory = None
-
-    def members(self):
-        return [
-            stat
-            for stat in processes.iter_stats()
-            if stat.state != "Z" and processes.mark_of(stat.pid, processes.SESSION_MARK) == self.directory.name
-        ]
-
-    def workers(self):
-        return [one.pid for one in self.members() if self._is_worker(one)]
-
-    def head(self):
-        return int(json.loads((self.directory / "session.json").read_text())["pid"])
-
-    def template(self):
-        """The oldest child of the head that is no worker: a younger one will be a worker in a moment."""
-        head = self.head()
-        return min((one for one in self.members() if one.ppid == head and not self._is_worker(one)), key=lambda one: one.start_time).pid
-
-    def _is_worker(self, stat):
-        return processes.mark_of(stat.pid, processes.WORKER_MARK) not in ("", processes.NO_WORKER)
+        found = SessionProcesses(self.directory.name)
+        self.members, self.head, self.template = found.members, found.head, found.template
+        self.workers = lambda: list(found.workers())
 
     def remember_memory(self):
         """Note which memory file is the session's: what holds it is asked for when the head is gone."""
@@ -88,6 +67,8 @@ class Here:
         uvloop.new_event_loop().close()  # libuv makes a pipe for the whole process with its first loop, for good
         self.threads = set(threading.enumerate())
         self.descriptors = len(os.listdir("/proc/self/fd"))
+        # Other tests of this process may hold stores of their own, in a cycle that waits for the collector.
+        self.memory = _memory_files(os.getpid())
 
     def leftovers(self):
         now = Here()
@@ -97,7 +78,7 @@ class Here:
                 os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")
             )
             found.append(f"{now.descriptors - self.descriptors} descriptors more among {links}")
-        return found + [f"memory file {inode} of this process" for inode in _memory_files(os.getpid())]
+        return found + [f"memory file {inode} of this process" for inode in now.memory - self.memory]
 
 
 def _memory_files(pid):

@@ -52,6 +52,8 @@ def test_the_context_is_a_mapping_and_a_context_manager():
 def test_keywords():
     with pytest.raises(RuntimeError, match=r"Unknown keyword argument.*num_cpu.*Did you mean 'num_cpus'"):
         shoal.init(local_mode=True, num_cpu=1)
+    with pytest.raises(RuntimeError, match=r"Unknown keyword argument.*foo\. Valid ones: .*num_cpus, .*runtime_env"):
+        shoal.init(local_mode=True, foo=3)
     with pytest.raises(TypeError):
         shoal.init(local_mode=True, _system_config=3)
     given = {"anything": 1}

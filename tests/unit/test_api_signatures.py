@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 
 import pytest
 from hypothesis import given
@@ -58,6 +59,27 @@ def test_same_answer_as_a_direct_call(function, count, names):
 def test_texts(args, kwargs, text):
     with pytest.raises(TypeError, match=text):
         CallSignature.of(lambda a, b=1, *, c=2: 0).check(args, kwargs)
+
+
+class Unshowable:
+    def __repr__(self):
+        raise RuntimeError("no text")
+
+
+UNSHOWABLE = Unshowable()
+
+
+def test_the_error_names_the_callable_and_its_signature():
+    def f(a, b=2, *, c=None, long="x" * 100, odd=UNSHOWABLE): ...
+
+    signature = CallSignature.of(f, name="f")
+    with pytest.raises(TypeError) as info:
+        signature.check((), {})
+    text = "f() missing a required argument: 'a'. Its signature is "
+    assert str(info.value) == text + "f(a, b=2, *, c=None, long=..., odd=...)."
+    with pytest.raises(TypeError) as info:  # the defaults stay at home
+        pickle.loads(pickle.dumps(signature)).check((), {})
+    assert str(info.value) == text + "f(a, b=..., *, c=..., long=..., odd=...)."
 
 
 def test_self_is_left_out():

@@ -150,6 +150,15 @@ def test_the_text_shows_the_users_frames_and_where_it_ran():
     assert text.endswith("ValueError: x is 5\n    in task mod.f (pid=7, ip=10.0.0.1), attempt 2 of 4")
 
 
+@pytest.mark.parametrize(
+    ("attempt", "max_attempts", "end"),
+    [(1, 0, "ip=i)"), (2, 0, "ip=i), attempt 2"), (1, 4, "ip=i), attempt 1 of 4"), (1, -1, "ip=i), attempt 1 of any number")],
+)
+def test_the_attempt_is_told_where_it_says_something(attempt, max_attempts, end):
+    data = serialize_error(ValueError("x"), function_name="f", pid=1, ip="i", attempt=attempt, max_attempts=max_attempts)
+    assert str(deserialize_error(data)).endswith(end)
+
+
 def test_frames_of_the_runtime_are_removed():
     from shoal._core.serialization import pickle_function
 

@@ -217,9 +217,9 @@ class ActorClass(Generic[T]):
 
 def _init_signature(cls: type) -> CallSignature:
     if cls.__init__ is object.__init__:  # type: ignore[misc]
-        return CallSignature([])
+        return CallSignature([], cls.__name__)
     init: Callable[..., Any] = cls.__init__  # type: ignore[misc]
-    return CallSignature.of(init, skip_first=True)
+    return CallSignature.of(init, skip_first=True, name=cls.__name__)
 
 
 def _check_together(options: Mapping[str, Any]) -> None:

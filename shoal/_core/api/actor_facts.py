@@ -66,7 +66,7 @@ class Method:
 
     def __init__(self, facts: MethodFacts) -> None:
         self.facts = facts
-        self.signature = CallSignature(facts.parameters)
+        self.signature = CallSignature(facts.parameters, facts.name)
 
 
 def encode_methods(cls: type) -> bytes:

@@ -33,7 +33,8 @@ def check_keywords(kwargs: Mapping[str, Any], valid: Iterable[str]) -> None:
     """Raise RuntimeError for a keyword that ``init`` does not have; ``valid`` are those that it has."""
     unknown = sorted(kwargs.keys() - _HIDDEN_KEYWORDS)
     if unknown:
-        hint = did_you_mean(unknown[0], valid)
+        valid = list(valid)
+        hint = did_you_mean(unknown[0], valid) or f" Valid ones: {', '.join(sorted(valid))}."
         raise RuntimeError(f"Unknown keyword argument(s): {', '.join(unknown)}.{hint}")
     system_config = kwargs.get("_system_config")
     if system_config is None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shoal._base.log_config import LoggingConfig
+from shoal._base.settings import read_json
 from shoal._core.wire.messages import JobConfigRecord
 
 from .runtime_envs import canonical_json, merge_runtime_envs
@@ -88,7 +89,10 @@ def job_record(
     config = job_config or JobConfig()
     if namespace == "" or config.ray_namespace == "":
         raise ValueError('"" is not a valid namespace. Leave it out to get one of its own for this job.')
-    merged = _job_runtime_env(merge_runtime_envs(config.runtime_env, runtime_env or {}), environ)
+    own = merge_runtime_envs(config.runtime_env, runtime_env or {})
+    if not own and runtime_env is None:
+        own = read_json("RUNTIME_ENV", "the fields of a runtime_env", environ)
+    merged = _job_runtime_env(own, environ)
     record = JobConfigRecord(
         env=dict(merged.get("env_vars", {})),
         cwd=os.getcwd(),

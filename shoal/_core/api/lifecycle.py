@@ -35,6 +35,7 @@ from .init_arguments import (
     logger,
 )
 from .job import JobConfig, entrypoint, job_record
+from .node_overrides import override_node
 from .ray_context import RayContext
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def init(
     dashboard_port: int | None = None,
     job_config: JobConfig | None = None,
     configure_logging: bool = True,
-    logging_level: int | str = "info",
+    logging_level: int | str | None = None,
     logging_format: str | None = None,
     logging_config: LoggingConfig | None = None,
     log_to_driver: bool | None = None,
@@ -103,10 +104,11 @@ def init(
         ignore_reinit_error: return the running session instead of raising when there is one.
         job_config: more settings of the job.
         configure_logging: give the logger "shoal" a handler and ``logging_level``.
+        logging_level: of that logger; None means "info", unless RAY_LOGGER_LEVEL says otherwise.
         logging_config: format and level of all log records in driver and workers.
         log_to_driver: show what workers print; None means yes, unless RAY_LOG_TO_DRIVER=0.
         namespace: of named actors; None makes one that no other job has.
-        runtime_env: environment of the job's tasks and actors.
+        runtime_env: environment of the job's tasks and actors; None means that of ``job_config``, else the JSON in RAY_RUNTIME_ENV.
 
     Raises:
         RuntimeError: a session runs already; or an unknown keyword.
@@ -122,9 +124,9 @@ def init(
         check_address(address)
         check_kinds(job_config, logging_config, runtime_env)
         checked_text("namespace", namespace)
-        if configure_logging:
-            configure_logger(logging_level, logging_format)
         settings = read_environment()
+        if configure_logging:
+            configure_logger(settings.logger_level if logging_level is None else logging_level, logging_format)
         record = job_record(
             job_config=job_config, namespace=namespace, runtime_env=runtime_env, logging_config=logging_config, environ=os.environ
         )
@@ -140,6 +142,7 @@ def init(
             "temp_dir": checked_text("_temp_dir", kwargs.get("_temp_dir")),
             "spill_dir": checked_text("object_spilling_directory", kwargs.get("object_spilling_directory")),
         }
+        override_node(node, os.environ)
         head: HeadProcess | None = None
         runtime: Runtime
         if local_mode:
@@ -207,12 +210,17 @@ def ensure_runtime() -> Runtime:
     """Return the process's runtime; without one, start a session as ``init(address="local")`` does.
 
     Raises:
-        RuntimeError: in a process forked from one of a session: such a child has to call ``init`` itself.
+        RuntimeError: in a process forked from one of a session, or with RAY_ENABLE_AUTO_CONNECT=0: it has to call ``init`` itself.
     """
     runtime = holder._current
     if runtime is None:
         if holder.forked:  # a pool of forked children must not become a crowd of sessions that nobody asked for
             raise RuntimeError(holder.FORKED)
+        if not read_environment().auto_init:
+            raise RuntimeError(
+                "shoal has not been started in this process. Call shoal.init() first: RAY_ENABLE_AUTO_CONNECT=0 forbids to start it at its "
+                "first use."
+            )
         init("local", ignore_reinit_error=True)
         runtime = holder.current()
     return runtime

@@ -49,7 +49,7 @@ class RemoteFunction(Generic[P, R]):
         #: Travels with each call, not in the template: programs give each task a name of its own.
         self._task_name: str = options.get("name") or ""
         self._export = Export(function)
-        self._signature = CallSignature.of(function)
+        self._signature = CallSignature.of(function, name=getattr(function, "__name__", ""))
         self._is_generator = inspect.isgeneratorfunction(function)
         self._prepared_for: Runtime | None = None
         self._template: TaskTemplate | None = None

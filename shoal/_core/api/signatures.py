@@ -1,7 +1,7 @@
 """Which arguments a remote callable takes, so that a wrong call fails at the caller and at once.
 
 The check costs a comparison for calls without keywords (the usual case); the exact ``inspect.Signature.bind`` runs only for the others
-and for those that fail, so the errors are Python's own.
+and for those that fail, so the errors are Python's own, with the callable's name before and its signature behind.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ Parameter = tuple[str, int, bool]
 _POSITIONAL = (int(inspect.Parameter.POSITIONAL_ONLY), int(inspect.Parameter.POSITIONAL_OR_KEYWORD))
 _VAR_POSITIONAL = int(inspect.Parameter.VAR_POSITIONAL)
 _KEYWORD_ONLY = int(inspect.Parameter.KEYWORD_ONLY)
+#: Characters of a default that an error shows.
+_DEFAULT_CHARS = 40
 
 
 class CallSignature:
@@ -25,38 +27,68 @@ class CallSignature:
     Calls of ``remote`` test ``low <= len(args) <= high`` themselves and call ``check`` when that fails or when there are keywords.
     """
 
-    __slots__ = ("_exact", "high", "low", "parameters")
+    __slots__ = ("_defaults", "_exact", "high", "low", "name", "parameters")
 
-    def __init__(self, parameters: list[Parameter] | None) -> None:
+    def __init__(self, parameters: list[Parameter] | None, name: str = "") -> None:
         #: None: unknown (a builtin without a signature), so nothing is checked here.
         self.parameters = parameters
+        #: Of the callable, for errors.
+        self.name = name
+        #: The defaults by parameter, where they are at hand: they do not travel.
+        self._defaults: dict[str, Any] = {}
         self._exact: inspect.Signature | None = None
         self.low, self.high = _positional_range(parameters)
 
     @classmethod
-    def of(cls, function: Callable[..., Any], *, skip_first: bool = False) -> CallSignature:
-        """Read the signature of ``function``; ``skip_first`` leaves out ``self``."""
+    def of(cls, function: Callable[..., Any], *, skip_first: bool = False, name: str = "") -> CallSignature:
+        """Read the signature of ``function``; ``skip_first`` leaves out ``self``. ``name`` is what errors call it."""
         try:
             found = list(inspect.signature(function).parameters.values())
         except (ValueError, TypeError):
-            return cls(None)
+            return cls(None, name)
         if skip_first and found and found[0].kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
             found = found[1:]
-        return cls([(p.name, int(p.kind), p.default is not p.empty) for p in found])
+        signature = cls([(p.name, int(p.kind), p.default is not p.empty) for p in found], name)
+        signature._defaults = {p.name: p.default for p in found if p.default is not p.empty}
+        return signature
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CallSignature, (self.parameters,)
+        return CallSignature, (self.parameters, self.name)
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise the TypeError that a direct call would raise. O(arguments)."""
+        """Raise the TypeError that a direct call would raise, with the signature in its text. O(arguments)."""
         if self.parameters is None:
             return
         if self._exact is None:
             self._exact = inspect.Signature([
-                inspect.Parameter(name, _KINDS[kind], default=None if optional else inspect.Parameter.empty)
+                inspect.Parameter(name, _KINDS[kind], default=_Shown(self._shown(name)) if optional else inspect.Parameter.empty)
                 for name, kind, optional in self.parameters
             ])  # fmt: skip
-        self._exact.bind(*args, **kwargs)
+        try:
+            self._exact.bind(*args, **kwargs)
+        except TypeError as error:
+            if not self.name:
+                raise
+            raise TypeError(f"{self.name}() {error}. Its signature is {self.name}{self._exact}.") from None
+
+    def _shown(self, name: str) -> str:
+        if name not in self._defaults:
+            return "..."
+        try:
+            text = repr(self._defaults[name])
+        except Exception:  # user code: its text is a help, no more
+            return "..."
+        return text if len(text) <= _DEFAULT_CHARS and "\n" not in text else "..."
+
+
+class _Shown:
+    """Stands for a default in the text of a signature."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
 
 
 _KINDS = {int(kind): kind for kind in (

@@ -6,7 +6,7 @@ Files, not pipes: a worker never blocks on a slow reader, and its last words sur
 workers cost nothing; without inotify, sizes are polled while workers live. After a sign of life the reader waits a moment, so that
 a flood costs one read per moment and not one per line. When ``emit`` says that the driver is slow, the rest stays in the file.
 
-Files are kept small: beyond ``rotate_bytes`` a file is moved to ``<name>.1`` and starts anew; beyond ``total_bytes`` per session the files
+Files are kept small: beyond a set limit a file is moved to ``<name>.1`` and starts anew; beyond ``total_bytes`` per session the files
 of the workers that ended first are deleted. Empty files of ended workers are deleted at once.
 """
 
@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import os
 import struct
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +93,6 @@ class WorkerLogReader:
         settings: Settings,
         *,
         ip: str = "",
-        rotate_bytes: int = 64 << 20,
         total_bytes: int = 1 << 30,
         inotify: bool = True,
     ) -> None:
@@ -101,7 +101,7 @@ class WorkerLogReader:
         self._logs_dir = str(logs_dir)
         self._forward = settings.log_to_driver
         self._ip = ip
-        self._rotate_bytes = rotate_bytes
+        self._rotate_bytes = settings.log_rotate_bytes or sys.maxsize
         self._total_bytes = total_bytes
         self._workers: dict[bytes, _Worker] = {}
         self._streams: dict[str, _Stream] = {}  # by file name, as inotify tells it

@@ -9,9 +9,7 @@ from shoal._core.node_agent.devices import cpu_count, find_gpus
 from shoal._core.node_agent.memory import read_capacity
 from shoal._core.process.options import HeadOptions
 
-#: Share of the memory that the object store takes, and its bounds in bytes; Ray's figures, which programs are sized for.
-STORE_SHARE = 0.3
-STORE_MOST_BYTES = 200 * 10**9
+#: The smallest object store, in bytes.
 STORE_LEAST_BYTES = 75 << 20
 #: Resource amounts are fixed-point everywhere inside.
 UNITS = 10_000
@@ -34,9 +32,9 @@ def plan(options: HeadOptions) -> NodePlan:
         ValueError: more object store was asked for than there is memory, or less than the smallest one.
     """
     memory = read_capacity()
-    store = options.object_store_bytes
+    store, settings = options.object_store_bytes, options.settings
     if store is None:
-        store = max(STORE_LEAST_BYTES, min(int(memory.total_bytes * STORE_SHARE), STORE_MOST_BYTES))
+        store = max(STORE_LEAST_BYTES, min(int(memory.total_bytes * settings.store_share), settings.store_most_bytes))
     elif store < STORE_LEAST_BYTES:
         raise ValueError(f"object_store_memory is {store} bytes; the smallest object store is {STORE_LEAST_BYTES} bytes (75 MiB).")
     store -= store % _PAGE

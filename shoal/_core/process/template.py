@@ -77,6 +77,7 @@ def run(options: TemplateOptions) -> NoReturn:
             signal.signal(number, signal.SIG_IGN)
         processes.close_descriptors_except({0, 1, 2, options.channel, options.presence, options.arena_fd})
         set_title("shoal: template")
+        sys.argv[:] = [""]  # what started the head is not for user code to see
         template = Template(options)
         # Whatever is alive now is never collected again, so the collector does not touch, and thereby copy, the pages of a forked child.
         gc.collect()

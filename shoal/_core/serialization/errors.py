@@ -38,7 +38,8 @@ def serialize_error(
     Args:
         function_name: "module.qualname".
         attempt: which try this was, from 1.
-        max_attempts: how many there may be; -1 for no limit.
+        max_attempts: how many there may be after errors like this; -1 for no limit, 0 if such errors are not retried: then the attempt is
+            told only when it is not the first.
         actor_repr: of the actor whose method it was.
         actor_id: hexadecimal; set for errors of ``__init__``.
     """
@@ -56,7 +57,7 @@ def serialize_error(
         "ip": ip,
         "actor_repr": actor_repr,
         "actor_id": actor_id or None,
-        "attempt": attempt,
+        "attempt": attempt if max_attempts or attempt > 1 else 0,
         "max_attempts": max_attempts,
     }
     summary = "".join(_summary(cause))

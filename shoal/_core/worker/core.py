@@ -297,7 +297,14 @@ class Core:
             self.on_log_lines(message)
 
     def _agent_closed(self, _connection: Connection) -> None:
-        if self.closing:
+        self._session_lost()
+
+    def _control_closed(self, _connection: Connection) -> None:
+        self._session_lost()
+
+    def _session_lost(self) -> None:
+        """One of the head's two connections has ended. The first ends the session for this process: neither half is of use alone."""
+        if self.closing or self.lost:
             return
         error = self.lost = serialize_system_error(self.head_ended())
         self.tasks.fail_all(error)
@@ -306,11 +313,10 @@ class Core:
         for entry in list(own.entries.values()):
             if entry.kind < 0:
                 self.objects.complete(entry, m.FAILED, error)
+        for name in ("control_store", "agent"):
+            if hasattr(self, name):  # the agent may be gone before the control store is reached
+                getattr(self, name).close()
         self._on_agent_lost()
-
-    def _control_closed(self, _connection: Connection) -> None:
-        if not self.closing:
-            self.actors.fail_all(serialize_system_error(self.head_ended()))
 
     def head_ended(self) -> exceptions.LocalRayletDiedError:
         """Return what users read when the session is over but this process is not. Any thread."""

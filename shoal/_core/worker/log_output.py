@@ -55,8 +55,9 @@ class LogOutput:
         #: By canonical text, oldest window first.
         self._recent: dict[str, _Repeated] = {}
         self._hint = _HINT
-        self._allow = _pattern(self.environ, "DEDUP_LOGS_ALLOW_REGEX")
-        self._skip = _pattern(self.environ, "DEDUP_LOGS_SKIP_REGEX")
+        allow, skip = self.settings.dedup_logs_allow_regex, self.settings.dedup_logs_skip_regex
+        self._allow = re.compile(allow) if allow else None
+        self._skip = re.compile(skip) if skip else None
         choice = self.environ.get("RAY_COLOR_PREFIX", self.environ.get("SHOAL_COLOR_PREFIX"))
         self._by_process = choice == "1"
         if self.colours is None:
@@ -122,13 +123,3 @@ class LogOutput:
             return text
         colour = _PALETTE[message.pid % len(_PALETTE)] if self._by_process else _CYAN
         return f"{colour}{text}{_RESET}"
-
-
-def _pattern(environ: Mapping[str, str], name: str) -> re.Pattern[str] | None:
-    text = environ.get(f"SHOAL_{name}") or environ.get(f"RAY_{name}")
-    if not text:
-        return None
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise ValueError(f"RAY_{name}={text!r} is not a regular expression: {error}.") from None

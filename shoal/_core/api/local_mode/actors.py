@@ -73,7 +73,7 @@ class LocalActor:
                 pid=os.getpid(),
                 ip=self.runtime.node_ip,
                 attempt=1,
-                max_attempts=1,
+                max_attempts=0,
                 actor_id=self.spec.actor_id.hex(),
             )
             self._die(Cause("init_failed", error=data, pid=os.getpid()))

@@ -197,7 +197,7 @@ class LocalCall:
                 pid=os.getpid(),
                 ip=self.runtime.node_ip,
                 attempt=self.attempt + 1,
-                max_attempts=(limit + 1 if limit >= 0 else -1) if self.template.retry_exceptions else 1,
+                max_attempts=(limit + 1 if limit >= 0 else -1) if self.template.retry_exceptions else 0,
                 actor_repr=self.actor_repr,
             )
         )

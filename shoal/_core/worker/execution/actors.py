@@ -59,7 +59,7 @@ class ActorExecutor:
         except BaseException as error:  # the boundary of user code
             data = serialize_error(
                 error, function_name=f"{self.spec.class_name}.__init__", pid=inbound.pid, ip=inbound.ip, attempt=message.incarnation + 1,
-                max_attempts=self.spec.max_restarts + 1 if self.spec.max_restarts >= 0 else -1,
+                max_attempts=0,
             )  # fmt: skip
             cause = m.Cause("init_failed", f"{type(error).__name__}: {error}", error=data, pid=inbound.pid, exit_code=0)
             error.__traceback__ = None
@@ -76,7 +76,7 @@ class ActorExecutor:
         runtime = self.inbound.runtime
         runtime.enter_job(spec.job_id)
         apply_runtime_env(spec.shape.runtime_env)
-        apply_lease_environment(dict(spec.shape.resources), message.resource_ids)
+        apply_lease_environment(dict(spec.shape.resources), message.resource_ids, self.inbound.core.settings.hide_unassigned_devices)
         template = m.TaskTemplate(
             spec.class_id, f"{spec.class_name}.__init__", f"{spec.class_name}.__init__", spec.shape, actor_id=spec.actor_id
         )

@@ -223,7 +223,7 @@ class CallRunner:
             pid=self.inbound.pid,
             ip=self.inbound.ip,
             attempt=call.task.attempt + 1,
-            max_attempts=limit + 1 if limit >= 0 else -1,
+            max_attempts=(limit + 1 if limit >= 0 else -1) if call.template.retry_exceptions else 0,
             actor_repr=self.inbound.actor_repr,
         )
         return Value(FAILED, data)

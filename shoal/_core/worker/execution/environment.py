@@ -45,21 +45,24 @@ def _visible(variable: str, devices: list[int]) -> str:
 _offered: dict[str, list[str]] = {}
 
 
-def apply_lease_environment(resources: dict[str, int], resource_ids: dict[str, list[int]]) -> None:
+def apply_lease_environment(resources: dict[str, int], resource_ids: dict[str, list[int]], hide_unassigned: bool = False) -> None:
     """Set what the code of this lease must see. Amounts are fixed-point, 1/10000.
 
     ``OMP_NUM_THREADS`` becomes the number of CPUs unless the user has set it. Device variables are set to the assigned devices and
-    left alone when none are assigned, so that a task without GPUs still sees what the machine offers.
+    left alone when none are assigned, so that a task without GPUs still sees what the machine offers; ``hide_unassigned``: set to "".
     """
     if "OMP_NUM_THREADS" not in os.environ or "OMP_NUM_THREADS" in _ours:
         _ours.add("OMP_NUM_THREADS")
         os.environ["OMP_NUM_THREADS"] = str(max(1, resources.get("CPU", 0) // 10000))
     for resource, variable in VISIBLE_DEVICES.items():
         devices = resource_ids.get(resource)
-        if devices:
-            value = _visible(variable, devices)
+        if devices or hide_unassigned:
+            value = _visible(variable, devices or [])
             _ours.add(variable)
             os.environ[variable] = value
         elif variable in _ours:
             _ours.discard(variable)
-            os.environ.pop(variable, None)
+            if offered := _offered.pop(variable):
+                os.environ[variable] = ",".join(offered)
+            else:
+                os.environ.pop(variable, None)

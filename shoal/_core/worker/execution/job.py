@@ -15,6 +15,7 @@ def apply_job(config: JobConfigRecord) -> None:
     The import path becomes the driver's, so that a module that the driver could import can be imported here under the same name.
     """
     os.environ.update(config.env)
+    sys.argv[:] = [config.main_path]  # as a program finds it; its own arguments are the driver's business
     working_dir = json.loads(config.runtime_env or "{}").get("working_dir")
     directory = working_dir or config.cwd
     try:

@@ -89,7 +89,7 @@ class MainThread:
             self.inbound.runtime.enter_job(caller.job_id)
             self.inbound.runtime.name_process(call.name)
             apply_runtime_env(call.template.shape.runtime_env)
-            apply_lease_environment(dict(call.template.shape.resources), caller.resource_ids)
+            apply_lease_environment(dict(call.template.shape.resources), caller.resource_ids, self.core.settings.hide_unassigned_devices)
         self.running = call
         template = call.template
         exiting = False
