@@ -7,7 +7,14 @@ into a mapping of the same file makes 7 to 11 (800 MB, warm pages, this project'
 from __future__ import annotations
 
 import ctypes
+import os
+import threading
 
+#: One thread does not use all of the memory's bandwidth: two move 800 MB at 21 GB/s, one at 11.8. Each gets at least so much.
+STRIP_BYTES = 16 << 20
+#: More threads than this have not been measured to help.
+_THREADS = min(4, len(os.sched_getaffinity(0)))
+_ALIGNMENT = 4096
 #: Below this size the detour through ctypes costs more than holding the GIL.
 FREE_GIL_BYTES = 1 << 20
 
@@ -39,6 +46,24 @@ _release_buffer.restype = None
 _SIMPLE, _WRITABLE = 0, 1
 
 
+def _move(to: int, origin: int, nbytes: int) -> None:
+    """memmove, by several threads where there is much to move."""
+    strips = min(_THREADS, nbytes // STRIP_BYTES)
+    if strips < 2:
+        ctypes.memmove(to, origin, nbytes)
+        return
+    step = -(-nbytes // strips) // _ALIGNMENT * _ALIGNMENT
+    threads = []
+    for start in range(step, step * strips, step):
+        end = nbytes if start == step * (strips - 1) else start + step
+        threads.append(threading.Thread(target=ctypes.memmove, args=(to + start, origin + start, end - start), name="shoal-copy"))
+    for thread in threads:
+        thread.start()
+    ctypes.memmove(to, origin, step)
+    for thread in threads:
+        thread.join()
+
+
 def copy_into(target: memoryview, source: bytes | memoryview) -> None:
     """Copy ``source`` to ``target``: contiguous, of equal size, the target writable. TypeError, BufferError or ValueError otherwise."""
     if len(source) < FREE_GIL_BYTES:
@@ -51,7 +76,7 @@ def copy_into(target: memoryview, source: bytes | memoryview) -> None:
     try:
         _get_buffer(source, ctypes.byref(origin), _SIMPLE)
         try:
-            ctypes.memmove(to.buf, origin.buf, to.len)
+            _move(to.buf, origin.buf, to.len)
         finally:
             _release_buffer(ctypes.byref(origin))
     finally:
