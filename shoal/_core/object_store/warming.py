@@ -1,8 +1,9 @@
 """The thread that readies pages of the arena before objects need them.
 
 A page that the host has not given yet costs 3 us to write (0.35 GB/s here), a ready huge page nothing. The thread runs ahead of the highest
-range ever used by as much as has been used, at most ``AHEAD_BYTES``, and then goes over what is below once, so that every reader needs one
-page-table entry per 2 MiB. An idle cluster has used nothing, so nothing is readied and nothing is spent.
+range ever used by as much as has been used, at most ``AHEAD_BYTES``. When nothing has been created for ``QUIET_S`` it goes over what is below
+once, so that every reader needs one page-table entry per 2 MiB: beside a large copy that would take half of its speed (two cores). An idle
+cluster has used nothing, so nothing is readied and nothing is spent.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 
 from shoal._core.object_store.arena import Arena
 from shoal._core.object_store.mapping import HUGE_PAGE_BYTES
@@ -17,6 +19,8 @@ from shoal._core.object_store.mapping import HUGE_PAGE_BYTES
 log = logging.getLogger("shoal.object_store")
 
 AHEAD_BYTES = 256 << 20
+#: Seconds without a new object until pages below are visited.
+QUIET_S = 0.5
 #: Below normal: it must not take a processor from a task.
 _NICENESS = 10
 
@@ -31,12 +35,16 @@ class Warmer:
         self._high_water = 0
         self._closing = False
         self._thread: threading.Thread | None = None
-        #: Chunks below the first have been visited; those from the second on are ahead of use.
+        self._last_use = 0.0
         self._visited: set[int] = set()
+        #: All chunks below these two were visited: of those ahead of use, and of those below.
+        self._ahead_from = 0
+        self._below_from = 0
         self.warmed_bytes = 0
 
     def used_until(self, high_water: int) -> None:
-        """Ranges below ``high_water`` are in use now. Cheap when nothing has changed; never blocks for long."""
+        """An object is created, and ranges below ``high_water`` are in use now. Cheap when nothing has changed; never blocks for long."""
+        self._last_use = time.monotonic()
         if high_water <= self._high_water or self._ahead_bytes <= 0:
             return
         with self._changed:
@@ -61,10 +69,23 @@ class Warmer:
         first_ahead = high // HUGE_PAGE_BYTES
         end = min(high + min(high + HUGE_PAGE_BYTES, self._ahead_bytes), self._arena.nbytes)
         last = -(-end // HUGE_PAGE_BYTES)
-        for chunk in range(first_ahead, last):
-            if chunk not in self._visited:
-                return chunk
-        return next((chunk for chunk in range(first_ahead) if chunk not in self._visited), None)
+        chunk = max(first_ahead, self._ahead_from)
+        while chunk < last and chunk in self._visited:
+            chunk += 1
+        self._ahead_from = chunk
+        if chunk < last:
+            return chunk
+        chunk = self._below_from
+        while chunk < first_ahead and chunk in self._visited:
+            chunk += 1
+        self._below_from = chunk
+        return chunk if chunk < first_ahead else None
+
+    def _must_wait(self, chunk: int) -> float:
+        """Return the seconds until a chunk below may be visited; 0 for one ahead of use."""
+        if chunk >= self._high_water // HUGE_PAGE_BYTES:
+            return 0.0
+        return max(0.0, self._last_use + QUIET_S - time.monotonic())
 
     def _run(self) -> None:
         try:
@@ -73,8 +94,8 @@ class Warmer:
             pass  # a sandbox may forbid it; then the thread competes like any other
         while True:
             with self._changed:
-                while not self._closing and (chunk := self.next_chunk()) is None:
-                    self._changed.wait()
+                while not self._closing and ((chunk := self.next_chunk()) is None or self._must_wait(chunk)):
+                    self._changed.wait(None if chunk is None else self._must_wait(chunk))
                 if self._closing:
                     return
             assert chunk is not None
