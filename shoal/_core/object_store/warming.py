@@ -1,8 +1,8 @@
 """The thread that readies pages of the arena before objects need them.
 
 A page that the host has not given yet costs 3 us to write (0.35 GB/s here), a ready huge page nothing. The thread runs ahead of the highest
-range ever used by as much as has been used, at most ``AHEAD_BYTES``. When nothing has been created for ``QUIET_S`` it goes over what is below
-once, so that every reader needs one page-table entry per 2 MiB: beside a large copy that would take half of its speed (two cores). An idle
+range ever used by as much as has been used, at most ``AHEAD_BYTES``, while that range grows. When nothing has been created for ``QUIET_S`` it
+also goes over what is below once, so that every reader needs one page-table entry per 2 MiB: beside a large copy that would take half of its speed (two cores). An idle
 cluster has used nothing, so nothing is readied and nothing is spent.
 """
 
@@ -19,7 +19,7 @@ from shoal._core.object_store.mapping import HUGE_PAGE_BYTES
 log = logging.getLogger("shoal.object_store")
 
 AHEAD_BYTES = 256 << 20
-#: Seconds without a new object until pages below are visited.
+#: Seconds without a new object until pages are visited that nobody is about to need.
 QUIET_S = 0.5
 #: Below normal: it must not take a processor from a task.
 _NICENESS = 10
@@ -36,6 +36,8 @@ class Warmer:
         self._closing = False
         self._thread: threading.Thread | None = None
         self._last_use = 0.0
+        #: The newest object took a range that no object had before; else memory is recycled, and what is ahead is not urgent.
+        self._growing = False
         self._visited: set[int] = set()
         #: All chunks below these two were visited: of those ahead of use, and of those below.
         self._ahead_from = 0
@@ -45,6 +47,7 @@ class Warmer:
     def used_until(self, high_water: int) -> None:
         """An object is created, and ranges below ``high_water`` are in use now. Cheap when nothing has changed; never blocks for long."""
         self._last_use = time.monotonic()
+        self._growing = high_water > self._high_water
         if high_water <= self._high_water or self._ahead_bytes <= 0:
             return
         with self._changed:
@@ -82,8 +85,8 @@ class Warmer:
         return chunk if chunk < first_ahead else None
 
     def _must_wait(self, chunk: int) -> float:
-        """Return the seconds until a chunk below may be visited; 0 for one ahead of use."""
-        if chunk >= self._high_water // HUGE_PAGE_BYTES:
+        """Return the seconds until the chunk may be visited: none while the used range grows and the chunk is ahead of it."""
+        if self._growing and chunk >= self._high_water // HUGE_PAGE_BYTES:
             return 0.0
         return max(0.0, self._last_use + QUIET_S - time.monotonic())
 
