@@ -1,9 +1,9 @@
 """The thread that readies pages of the arena before objects need them.
 
-A page that the host has not given yet costs 3 us to write (0.35 GB/s here), a ready huge page nothing. While the used range grows, the thread
-runs ahead of it by as much as has been used, at most ``AHEAD_BYTES``. When nothing has been created for ``QUIET_S`` it also goes over what is
-below once, so that every reader needs one page-table entry per 2 MiB: beside a large copy that would take half of its speed (two cores). An
-idle cluster has used nothing, so nothing is readied and nothing is spent.
+A page that the host has not given yet costs 3 us to write (0.35 GB/s here), a ready huge page nothing. While the used range grows, the
+thread runs ahead of it by as much as has been used, at most ``AHEAD_BYTES``. When nothing has been created for ``QUIET_S`` it also goes
+over what is below once, so that every reader needs one page-table entry per 2 MiB: beside a large copy that would take half of its speed
+(two cores). An idle cluster has used nothing, so nothing is readied and nothing is spent.
 """
 
 from __future__ import annotations
