@@ -150,7 +150,9 @@ class ActorExecutor:
     def _leave_when_idle(self, cause: m.Cause) -> None:
         """Main thread of a sync or threaded actor: everything that arrived before has been taken from the queue."""
         deadline = time.monotonic() + 3600.0
-        while self._pools and self.inbound.calls and not self._exiting and time.monotonic() < deadline:
+        # Those that are here now: a caller that never pauses would keep the actor for ever.
+        awaited = set(self.inbound.calls)
+        while self._pools and not awaited.isdisjoint(self.inbound.calls) and not self._exiting and time.monotonic() < deadline:
             threading.Event().wait(0.01)
         self.main.leave(self._leaving or cause)
 
