@@ -251,3 +251,13 @@ class DynamicObjectRefGenerator(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._refs)
+
+
+def unknown_owner(ref: Any) -> ValueError:
+    """Return the error for a reference that does not belong to the session that runs now."""
+    if runtime.forked:
+        return ValueError(f"The owner is unknown of {ref!r}. {runtime.FORKED}")
+    return ValueError(
+        f"The owner is unknown of {ref!r}: it belongs to an earlier session, which ended with its objects. "
+        "Use references of the session that runs now."
+    )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-import time
+from functools import partial
 
 import pytest
 
 import shoal
 from shoal.exceptions import ActorDiedError, RayError, TaskPlacementGroupRemoved
+from shoal.testing import waiting
 from shoal.util.placement_group import placement_group, remove_placement_group
 from shoal.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -23,11 +24,7 @@ def own_session(session):
     return session
 
 
-def wait_for(condition, what):
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE_S} s"
-        time.sleep(0.01)
+wait_for = partial(waiting.wait_for, timeout_s=PATIENCE_S)
 
 
 def everything_is_free():
@@ -78,7 +75,7 @@ def test_removal_ends_what_runs_inside(tmp_path):
     actor = Resident.options(scheduling_strategy=inside(group, 1), num_cpus=1).remote()
     actor_pid = shoal.get(actor.pid.remote(), timeout=PATIENCE_S)
     call = actor.stay.remote()
-    wait_for((tmp_path / "task").exists, "the start of the task")
+    wait_for((tmp_path / "task").exists, what="the start of the task")
     task_pid = int((tmp_path / "task").read_text())
     queued = pid.options(scheduling_strategy=inside(group)).remote()
     remove_placement_group(group)
@@ -92,8 +89,8 @@ def test_removal_ends_what_runs_inside(tmp_path):
             shoal.get(attempt, timeout=PATIENCE_S)
         assert "placement group" in str(died.value)
         assert "removed" in str(died.value)
-    wait_for(lambda: not is_alive(task_pid) and not is_alive(actor_pid), "the end of both processes")
-    wait_for(everything_is_free, "the return of the resources")
+    wait_for(lambda: not is_alive(task_pid) and not is_alive(actor_pid), what="the end of both processes")
+    wait_for(everything_is_free, what="the return of the resources")
     assert os.listdir(tmp_path) == ["task"], "it was not tried again"
     assert shoal.get([pid.remote() for _ in range(10)], timeout=PATIENCE_S)
 
@@ -110,7 +107,7 @@ def test_removal_leaves_those_outside_alone(tmp_path):
         shoal.get(insider.pid.remote(), timeout=PATIENCE_S)
     assert shoal.get(outsider.pid.remote(), timeout=PATIENCE_S) == before
     del outsider, insider
-    wait_for(everything_is_free, "the return of the resources")
+    wait_for(everything_is_free, what="the return of the resources")
 
 
 def test_use_after_removal_is_an_error_not_a_hang():
@@ -136,7 +133,7 @@ def test_a_group_that_waits_for_room_can_be_removed():
     with pytest.raises(RayError, match="removed"):
         shoal.get(ready, timeout=PATIENCE_S)
     remove_placement_group(first)
-    wait_for(everything_is_free, "the return of the resources")
+    wait_for(everything_is_free, what="the return of the resources")
 
 
 @pytest.mark.parametrize("strategy", ["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"])
@@ -167,4 +164,4 @@ def test_fifty_at_once_leave_nothing_reserved(strategy):
     for thread in threads:
         thread.join()
     assert failures == []
-    wait_for(everything_is_free, "the return of the resources")
+    wait_for(everything_is_free, what="the return of the resources")

@@ -12,6 +12,7 @@ import select
 import socket
 import struct
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from shoal._base import processes
 from shoal._core.transport.handshake import Handshake
 from shoal._core.wire import messages as wire
 from shoal._core.wire.codec import FrameDecoder, encode
+from shoal.testing import waiting
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
@@ -92,12 +94,7 @@ def descriptors(session_dir):
     return {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in members(session_dir)}
 
 
-def wait_for(condition, what, look=lambda: None):
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE_S} s, now {look()}"
-        time.sleep(0.01)
-    return found
+wait_for = partial(waiting.wait_for, timeout_s=PATIENCE_S)
 
 
 # --- the session under attack ------------------------------------------------------------------------------
@@ -115,7 +112,7 @@ def sockets(session, keeper):
     """All sockets of the session. Afterwards the session must work as before, and hold no descriptor more."""
     session_dir = Path(session.address_info["session_dir"])
     assert_works(keeper)
-    before = wait_for(lambda: steady(session_dir), "a steady number of descriptors")
+    before = wait_for(lambda: steady(session_dir), what="a steady number of descriptors")
     found = listening(session_dir)
     names = {os.path.basename(path) for path in found}
     assert {"agent.sock", "control.sock"} < names
@@ -123,7 +120,7 @@ def sockets(session, keeper):
     assert {os.path.dirname(path) for path in found} == {str(session_dir)}, "no abstract socket, none elsewhere"
     yield found
     assert_works(keeper)
-    wait_for(lambda: not_more(descriptors(session_dir), before), f"descriptors as before, {before}", lambda: descriptors(session_dir))
+    wait_for(lambda: not_more(descriptors(session_dir), before), what=f"descriptors as before, {before}")
 
 
 def steady(session_dir):
@@ -327,7 +324,7 @@ def assert_can_join(path, token):
                 return False
             return True
 
-    wait_for(joined, f"an honest connection to {path}")
+    wait_for(joined, what=f"an honest connection to {path}")
 
 
 def test_a_member_gets_its_answer(session, sockets):

@@ -282,12 +282,11 @@ def test_chaos_kills_workers_and_work_goes_on(cluster):
 
 
 def test_a_lost_result_is_computed_again_and_a_lost_put_is_an_error(cluster):
-    ref = stored.remote(MIB)
     fault = cluster.delay_next(stored, 0, times=2)
+    ref = stored.remote(MIB)
     cluster.lose_object(ref)
     assert len(shoal.get(ref, timeout=20)) == MIB
     assert fault.taken == 2
-    fault.withdraw()
     put = shoal.put(bytes(MIB))
     cluster.lose_object(put)
     with pytest.raises(exceptions.ObjectLostError):

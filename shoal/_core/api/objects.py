@@ -12,7 +12,7 @@ from typing import Any, TypeVar, overload
 
 from shoal._base import runtime as holder
 from shoal._base.ids import TASK_BYTES
-from shoal._base.references import ObjectRef, ObjectRefGenerator
+from shoal._base.references import ObjectRef, ObjectRefGenerator, unknown_owner
 from shoal._base.runtime import Runtime
 
 from .actor_handle import ActorHandle
@@ -65,7 +65,7 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     if isinstance(object_refs, ObjectRef):
         runtime = holder._current
         if runtime is None or runtime is not object_refs._runtime:
-            raise _unknown_owner(object_refs)
+            raise unknown_owner(object_refs)
         return runtime.get((object_refs,), timeout)[0]
     if isinstance(object_refs, ObjectRefGenerator):
         return object_refs
@@ -123,7 +123,7 @@ def wait(
         raise ValueError(f"num_returns ({num_returns}) cannot be greater than the number of references ({unique}).")
     runtime = holder._current
     if runtime is None or ray_waitables[0]._runtime is not runtime:
-        raise _unknown_owner(ray_waitables[0])
+        raise unknown_owner(ray_waitables[0])
     return runtime.wait(ray_waitables, num_returns, timeout, fetch_local)
 
 
@@ -153,17 +153,8 @@ def _session_of(refs: Sequence[Any]) -> Runtime:
     """Return the runtime that all references belong to. ValueError unless it is the one that runs now."""
     runtime = holder._current
     if runtime is None or set(map(_runtime_of, refs)) != {runtime}:
-        raise _unknown_owner(next(ref for ref in refs if ref._runtime is not runtime))
+        raise unknown_owner(next(ref for ref in refs if ref._runtime is not runtime))
     return runtime
-
-
-def _unknown_owner(ref: Any) -> ValueError:
-    if holder.forked:
-        return ValueError(f"The owner is unknown of {ref!r}. {holder.FORKED}")
-    return ValueError(
-        f"The owner is unknown of {ref!r}: it belongs to an earlier session, which ended with its objects. "
-        "Use references of the session that runs now."
-    )
 
 
 def _no_reference(value: Any) -> str:

@@ -25,8 +25,9 @@ from shoal._core.process.serving import HeadContext
 from shoal._core.scheduling.labels import NODE_ID_LABEL
 from shoal._core.transport.connection import Connection
 from shoal._core.transport.memory import MemoryNetwork, MemoryTransport
+from shoal._core.transport.shared import SharedConnections
 from shoal._core.transport.sockets import SocketListener, SocketTransport
-from shoal._core.wire.messages import Address, Cause, Message, NodeRecord, ProcessExiting
+from shoal._core.wire.messages import Cause, Message, NodeRecord, ProcessExiting
 
 log = logging.getLogger("shoal.head")
 
@@ -48,6 +49,7 @@ class HeadParts:
         self._loop = loop
         self._session = session
         self._transport = SocketTransport(loop, context.token)
+        self._peers = SharedConnections(loop, self._transport)
         self._storage = SqliteStorage(session.directory / TABLES_FILE)
         self.control_store = ControlStore(loop, self._storage, settings)
         spill_dir = os.path.abspath(context.options.spill_dir) if context.options.spill_dir else str(session.spill_dir)
@@ -74,7 +76,7 @@ class HeadParts:
             context.arena.nbytes,
             session.control_address,
             hooks=Hooks(named=logs.rename, bound=logs.assign, flush_logs=logs.flush),
-            connect=self._connect,
+            connect=lambda address: self._peers.connect(address.address),
         )
         context.launcher.on_exit = self.node_agent.worker_exited
         logs.emit = lambda lines: self.node_agent.forward_log(lines.job_id, lines)
@@ -83,7 +85,6 @@ class HeadParts:
         self._memory_timer: asyncio.TimerHandle | None = None
         self._listeners: list[SocketListener] = []
         #: Connections of the node agent to other processes, by address.
-        self._peers: dict[str, asyncio.Task[Connection]] = {}
 
     async def start(self) -> None:
         """Listen, join control store and node agent, start the first workers."""
@@ -108,23 +109,6 @@ class HeadParts:
         await self.object_store.close()
         self.control_store.close()
         self._storage.close()
-
-    async def _connect(self, address: Address) -> Connection:
-        """Connect to a process once, however often it is asked for."""
-        where = address.address
-        attempt = self._peers.get(where)
-        if attempt is None:
-            attempt = self._peers[where] = self._loop.create_task(self._transport.connect(where, _no_message, self._forget_peer))
-        try:
-            return await asyncio.shield(attempt)
-        except Exception:
-            self._peers.pop(where, None)
-            raise
-
-    def _forget_peer(self, connection: Connection) -> None:
-        for where, attempt in list(self._peers.items()):
-            if attempt.done() and not attempt.cancelled() and attempt.exception() is None and attempt.result() is connection:
-                del self._peers[where]
 
     def _watch_memory(self) -> None:
         """Look at the node's memory; measure the workers only when it is short."""

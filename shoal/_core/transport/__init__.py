@@ -23,6 +23,7 @@ from shoal._core.transport.errors import (
     WrongToken,
 )
 from shoal._core.transport.memory import MemoryConnection, MemoryListener, MemoryNetwork, MemoryTransport
+from shoal._core.transport.shared import SharedConnections
 from shoal._core.transport.sockets import SocketListener, SocketTransport
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "OnMessage",
     "ReplyFuture",
     "RequestFailed",
+    "SharedConnections",
     "SocketListener",
     "SocketTransport",
     "Transport",

@@ -436,7 +436,6 @@ class PushTask(Message, tag=62):
     args: bytes
     deps: list[Dep] = []
     attempt: int = 0
-    seq: int = 0  # actor calls: order per caller and incarnation
     parent: bytes = b""  # task id of the submitting task, for recursive cancel
     name: str = ""
     #: The arguments were too large for a message: the last dep is an object that holds them.

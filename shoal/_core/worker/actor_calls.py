@@ -64,7 +64,6 @@ class ActorCalls:
         self.in_flight: dict[bytes, TaskRecord] = {}
         #: Lost with a connection; the next word of the control store decides.
         self.limbo: list[TaskRecord] = []
-        self.next_seq = 0
         #: Kept here while calls are under way, though their handle may be gone.
         self.limit: CallLimit | None = None
         #: Free for the shell: the connection to the incarnation.
@@ -104,8 +103,6 @@ class ActorCalls:
                 batch.append(self.waiting.popleft())
         for record in batch:
             record.state = PUSHED
-            record.seq = self.next_seq
-            self.next_seq += 1
             self.in_flight[record.task_id] = record
         if batch:
             self.effects.send_calls(self, batch)
@@ -170,7 +167,6 @@ class ActorCalls:
             else:
                 self.effects.fail_call(record, "ActorUnavailableError", self.cause)
         self.waiting.extendleft(reversed(again))
-        self.next_seq = 0
 
     def _bury(self) -> None:
         if self.connected_now and self.in_flight:

@@ -9,7 +9,7 @@ from typing import Any
 
 from shoal import exceptions
 from shoal._base import runtime as holder
-from shoal._base.references import ObjectRef
+from shoal._base.references import ObjectRef, unknown_owner
 from shoal._core.serialization import deserialize_error, error_named
 from shoal._core.transport import ConnectionLost, RequestFailed
 
@@ -39,10 +39,7 @@ class Bridge:
         """Refuse references of a session that is over. Raises ValueError, RaySystemError."""
         for ref in refs:
             if ref._runtime is not runtime:
-                raise ValueError(
-                    f"The owner of {ref!r} is unknown: the reference belongs to an earlier session, which was shut down. "
-                    "Make the object again in this session."
-                )
+                raise unknown_owner(ref)
         self.check_open()
 
     def request_control_store(self, message: Any, timeout_s: float | None = None) -> Any:

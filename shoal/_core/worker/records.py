@@ -18,7 +18,7 @@ class TaskRecord:
 
     __slots__ = (
         "args", "attempt", "cancelled", "deps", "generator", "held", "lease", "name", "parent", "pushed_at", "retries", "returns",
-        "seq", "state", "stored_args", "task_id", "template", "unready",
+        "state", "stored_args", "task_id", "template", "unready",
     )  # fmt: skip
 
     def __init__(
@@ -45,7 +45,6 @@ class TaskRecord:
         #: The lease (tasks) it was pushed to.
         self.lease: Any = None
         self.pushed_at = 0.0
-        self.seq = 0
         #: Streaming tasks: the consumer's state.
         self.generator: Any = None
 

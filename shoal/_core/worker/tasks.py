@@ -97,7 +97,6 @@ class Tasks:
             message.parent = record.parent
         if record.name:
             message.name = record.name
-        message.seq = record.seq
         return message
 
     # --- again ---------------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ from shoal._core.node_agent.server import NodeAgent
 from shoal._core.object_store import Arena, ObjectStore
 from shoal._core.transport.connection import Connection
 from shoal._core.transport.memory import MemoryNetwork, MemoryTransport
-from shoal._core.wire.messages import Address, JobConfigRecord, Message, NodeRecord, ProcessExiting
+from shoal._core.transport.shared import SharedConnections
+from shoal._core.wire.messages import JobConfigRecord, Message, NodeRecord, ProcessExiting
 from shoal._core.worker.core import Core
 from shoal._core.worker.driver import connect_driver
 from shoal._core.worker.main import run_worker
@@ -127,17 +128,17 @@ class SimulatedCluster:
         self.control_store = ControlStore(loop, MemoryStorage(), self.settings, clock=loop.time)
         self.object_store = ObjectStore(loop, self.arena, f"{self._directory}/spill", self.settings, warm_ahead_bytes=0)
         self._worker_ids = 0
+        self._agent_transport = MemoryTransport(self.network, "node agent")
+        self._peers = SharedConnections(loop, self._agent_transport)
         self.agent = NodeAgent(
             loop, node, self.object_store, self, self.settings, self._directory, self.arena.path, self.arena.nbytes, "control",
-            connect=self._connect, new_worker_id=self._new_worker_id,
+            connect=lambda address: self._peers.connect(address.address), new_worker_id=self._new_worker_id,
         )  # fmt: skip
-        self._peers: dict[str, asyncio.Task[Connection]] = {}
         await MemoryTransport(self.network, "control store").listen("control", self.control_store.accept)
         inside = MemoryNetwork(loop, copy=False)
         await MemoryTransport(inside, "control store").listen("control", self.control_store.accept)
         connection = await MemoryTransport(inside, "node agent").connect("control", _no_message)
         registered = self.agent.attach_control(connection)
-        self._agent_transport = MemoryTransport(self.network, "node agent")
         await self._agent_transport.listen("agent", self.agent.accept)
         self.agent.start()
         await registered
@@ -153,22 +154,6 @@ class SimulatedCluster:
             self.loop.run_until_complete(work)
         finally:
             asyncio.set_event_loop(None)
-
-    async def _connect(self, address: Address) -> Connection:
-        where = address.address
-        attempt = self._peers.get(where)
-        if attempt is None:
-            attempt = self._peers[where] = self.loop.create_task(self._agent_transport.connect(where, _no_message, self._forget_peer))
-        try:
-            return await asyncio.shield(attempt)
-        except Exception:
-            self._peers.pop(where, None)
-            raise
-
-    def _forget_peer(self, connection: Connection) -> None:
-        for where, attempt in list(self._peers.items()):
-            if attempt.done() and not attempt.cancelled() and attempt.exception() is None and attempt.result() is connection:
-                del self._peers[where]
 
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

@@ -213,7 +213,7 @@ class Inbound:
         """Send a plain reply from the thread that ran the call; False if it must go through the I/O thread.
 
         It must when more calls wait (their replies leave together), and when references are to be registered or replies are before it.
-        A call at a time loses a seventh of its time to the detour: measured in ``benchmarks/core_actors.py``.
+        A call at a time takes a third longer with the detour (``benchmarks/core_actors.py``).
         """
         caller = call.caller
         if caller.outgoing or not self.queue.empty() or not self.inbox.idle() or self.core.objects.has_unregistered():
