@@ -218,6 +218,29 @@ class TransportContract:
 
         run(test)
 
+    def test_finish_waits_for_replies_under_way_and_takes_no_more_requests(self, run: Callable[[Test], None]) -> None:
+        async def test(ends: Endpoints) -> None:
+            held: list[tuple[Connection, wire.Message]] = []
+            peer = await ends.connect()
+            ends.accepted[0].on_message = lambda connection, message: held.append((connection, message))
+            reply = peer.request(wire.Ping(0))
+            await ends.until(lambda: held)
+            peer.finish()
+            with pytest.raises(ConnectionLost):
+                await peer.request(wire.Ping(0))
+            peer.send(wire.ReturnLease(7))
+            await ends.until(lambda: len(held) == 2)
+            assert peer.finishing
+            assert not peer.closed
+            ends.answer(*held[0])
+            assert await reply == wire.Ack(1)
+            await ends.until(lambda: peer in ends.closed)
+            idle = await ends.connect()
+            idle.finish()
+            await ends.until(lambda: idle in ends.closed)
+
+        run(test)
+
     def test_buffers_travel_beside_their_message(self, run: Callable[[Test], None]) -> None:
         big = os.urandom(_MIB) * 30
         got: list[bytes] = []

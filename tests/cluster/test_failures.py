@@ -283,6 +283,19 @@ def test_an_owner_that_ends_in_good_order_hands_its_objects_over(cluster, size):
     assert shoal.get(ref, timeout=10) == bytes([7]) * size
 
 
+def test_a_cancel_after_the_owner_has_ended_is_too_late_and_harmless(cluster):
+    @shoal.remote(max_calls=1)
+    def submit():
+        return [whoami.remote()], os.getpid()
+
+    [ref], pid = shoal.get(submit.remote())
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}"), what="the end of the owner")
+    assert shoal.get(ref, timeout=10)
+    shoal.cancel(ref)
+    assert shoal.get(whoami.remote(), timeout=10), "the session goes on"
+    assert shoal.get(ref, timeout=10)
+
+
 def test_references_inside_a_handed_over_value_stay_good(cluster):
     @shoal.remote(max_calls=1)
     def nest(size):

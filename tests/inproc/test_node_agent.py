@@ -541,7 +541,7 @@ def test_handed_over_objects_are_served_until_their_borrowers_let_go(node: Node)
     me = Address(b"borrower", b"", "")
     driver.say(wire.AdoptObjects(1, [wire.OwnedObject(b"o", Value(0, b"data", 4), [(me, 2)])]))
     assert driver.last(wire.Ack).rid == 1
-    worker.say(wire.AddBorrower(2, b"o", me, 1))
+    worker.say(wire.AddBorrower(2, b"o", me, 1, full=True))
     worker.say(wire.GetObject(3, b"o", me))
     assert worker.last(wire.ObjectValue).value.data == b"data"
     worker.say(wire.RemoveBorrower(b"o", me, 1))

@@ -20,7 +20,7 @@ def freed(adopted: list[object]) -> list[bytes]:
 def test_an_object_lives_while_anybody_borrows_it() -> None:
     adoption = Adoption(5.0)
     adoption.adopt([owned(b"o", (A, 1), (B, 1))], {b"a", b"b"}, 0.0)
-    assert adoption.add_borrower(b"o", b"a", 1, by_itself=True)
+    assert adoption.add_borrower(b"o", b"a", 1, full=True)
     assert freed(adoption.remove_borrower(b"o", b"a", 1)) == []
     assert adoption.tick(100.0, {b"a", b"b"}) == []
     assert freed(adoption.borrower_lost(b"b")) == [b"o"]
@@ -30,7 +30,7 @@ def test_a_borrowers_full_count_and_the_owners_word_make_the_larger_one() -> Non
     for handed_over, own in ((3, 2), (2, 3)):
         adoption = Adoption(5.0)
         adoption.adopt([owned(b"o", (A, handed_over))], {b"a"}, 0.0)
-        adoption.add_borrower(b"o", b"a", own, by_itself=True)
+        adoption.add_borrower(b"o", b"a", own, full=True)
         assert adoption.remove_borrower(b"o", b"a", 2) == []
         assert freed(adoption.remove_borrower(b"o", b"a", 1)) == [b"o"]
 
@@ -38,9 +38,8 @@ def test_a_borrowers_full_count_and_the_owners_word_make_the_larger_one() -> Non
 def test_later_registrations_add_up() -> None:
     adoption = Adoption(5.0)
     adoption.adopt([owned(b"o", (A, 1))], {b"a"}, 0.0)
-    adoption.add_borrower(b"o", b"a", 1, by_itself=True)
-    adoption.add_borrower(b"o", b"a", 1, by_itself=True)
-    adoption.add_borrower(b"o", b"a", 1, by_itself=False)
+    adoption.add_borrower(b"o", b"a", 1, full=False)
+    adoption.add_borrower(b"o", b"a", 1, full=False)
     assert adoption.remove_borrower(b"o", b"a", 2) == []
     assert freed(adoption.remove_borrower(b"o", b"a", 1)) == [b"o"]
 
@@ -57,7 +56,7 @@ def test_stored_objects_of_a_killed_owner_have_a_grace() -> None:
     for name in (b"asked", b"held", b"unknown"):
         adoption.adopt_stored(name, STORED_VALUE, 0.0)
     adoption.get(b"asked", 4.0)
-    adoption.add_borrower(b"held", b"a", 1, by_itself=True)
+    adoption.add_borrower(b"held", b"a", 1, full=True)
     adoption.check()
     assert freed(adoption.tick(5.0, {b"a"})) == [b"unknown"]
     assert freed(adoption.tick(9.0, {b"a"})) == [b"asked"]
@@ -82,6 +81,6 @@ def test_a_reference_pickled_elsewhere_is_for_ever() -> None:
 
 def test_unknown_objects_cannot_be_borrowed() -> None:
     adoption = Adoption(5.0)
-    assert not adoption.add_borrower(b"o", b"a", 1, by_itself=True)
+    assert not adoption.add_borrower(b"o", b"a", 1, full=True)
     assert adoption.get(b"o", 0.0) is None
     assert adoption.remove_borrower(b"o", b"a", 1) == []

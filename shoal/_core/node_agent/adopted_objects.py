@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from shoal._core.node_agent.adoption import AdoptedObject, Adoption
-from shoal._core.node_agent.peers import Connect, Peer, Process, Store
+from shoal._core.node_agent.peers import Connect, Peer, Store
 from shoal._core.wire.messages import (
     STORED,
     Ack,
@@ -130,9 +130,7 @@ class AdoptedObjects:
                 "held it any more. Compute it again, or keep its owner alive.",
             )
         elif isinstance(message, AddBorrower):
-            process = connection.tag
-            by_itself = isinstance(process, Process) and process.address.worker_id == message.borrower.worker_id
-            self.state.add_borrower(message.object_id, message.borrower.worker_id, message.count, by_itself=by_itself)
+            self.state.add_borrower(message.object_id, message.borrower.worker_id, message.count, full=message.full)
             connection.send(Ack(message.rid))
         elif adopted.lost:
             connection.fail(
@@ -174,7 +172,7 @@ class AdoptedObjects:
             self._free(self._unregister_inside(adopted))
 
     async def _register(self, inner: ObjectRefInfo, borrower: Address) -> None:
-        if self.state.add_borrower(inner.object_id, borrower.worker_id, 1, by_itself=False) or self._connect is None:
+        if self.state.add_borrower(inner.object_id, borrower.worker_id, 1, full=False) or self._connect is None:
             return
         try:
             owner = await self._connect(inner.owner)

@@ -6,9 +6,9 @@ Must not know: connections, the object store (it is told what to free), clocks.
 An owner that ends in good order hands over with ``adopt``: values and borrower counts. An owner that was killed leaves only what lies in
 the object store (``adopt_stored``): nobody knows who borrows it, so it waits ``grace_s`` for holders to say so.
 
-Counts. A borrower that turns here after its owner's end registers its *full* count. What the owner had handed over for it may be higher (a
-registration by a third process under way) or lower (one that was lost with the owner); the larger of both counts, which can leak until the
-borrower ends, and never free early.
+Counts. What an owner hands over, and passes on until it has ended, is exact: a borrower that was connected to it goes on with that. One that
+was not registers its *full* count when it turns here. What the owner had handed over for it may be higher (a registration by a third process
+under way) or lower (one that was lost with the owner); the larger of both counts, which can leak until the borrower ends, and never free early.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ class Adoption:
             adopted.grace_until = now + self._grace_s
         return adopted
 
-    def add_borrower(self, object_id: bytes, borrower: bytes, count: int, *, by_itself: bool) -> bool:
-        """Register; False when the object is not here (any more)."""
+    def add_borrower(self, object_id: bytes, borrower: bytes, count: int, *, full: bool) -> bool:
+        """Register; False when the object is not here (any more). ``full``: everything that the borrower has."""
         adopted = self.objects.get(object_id)
         if adopted is None:
             return False
-        if by_itself and borrower in adopted.inherited:
+        if full and borrower in adopted.inherited:
             adopted.counts[borrower] = max(count, adopted.counts.get(borrower, 0))
             adopted.inherited.discard(borrower)
         else:

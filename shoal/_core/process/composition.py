@@ -49,7 +49,7 @@ class HeadParts:
         self._loop = loop
         self._session = session
         self._transport = SocketTransport(loop, context.token)
-        self._peers = SharedConnections(loop, self._transport)
+        self._peers = SharedConnections(loop, self._transport, _no_message)
         self._storage = SqliteStorage(session.directory / TABLES_FILE)
         self.control_store = ControlStore(loop, self._storage, settings)
         spill_dir = os.path.abspath(context.options.spill_dir) if context.options.spill_dir else str(session.spill_dir)
@@ -131,6 +131,6 @@ class HeadParts:
 
 def _no_message(connection: Connection, message: Message) -> None:
     if isinstance(message, ProcessExiting):  # its objects are the node agent's now
-        connection.close()
+        connection.finish()
         return
     log.warning("A %s came from %s unasked.", type(message).__name__, connection.peer)

@@ -71,6 +71,7 @@ class Connection:
         self._pending: dict[int, ReplyFuture] = {}
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._lost = False
+        self._finishing = False
         self._reason = ""
 
     def __repr__(self) -> str:
@@ -106,7 +107,7 @@ class Connection:
         It raises RequestFailed when the peer says no, ConnectionLost when the connection ends first. Cancel it to withdraw the request.
         """
         reply = ReplyFuture(loop=self._loop)
-        if self.closed:
+        if self.closed or self._finishing:
             self._lose(reply)
             return reply
         rid = self._next_rid
@@ -134,6 +135,17 @@ class Connection:
             waiter: asyncio.Future[None] = self._loop.create_future()
             self._drain_waiters.append(waiter)
             await waiter
+
+    def finish(self) -> None:
+        """Close when the replies under way have come. From now on requests raise ConnectionLost; what is sent still leaves."""
+        self._finishing = True
+        if not self._pending:
+            self.close()
+
+    @property
+    def finishing(self) -> bool:
+        """Whether ``finish`` was called."""
+        return self._finishing
 
     def close(self) -> None:
         """Send what is queued, then close. Nothing is received any more."""
@@ -193,16 +205,19 @@ class Connection:
 
     def _resolve(self, reply: Any) -> None:
         future = self._pending.pop(reply.rid, None)
-        if future is None or future.done():
-            return  # nobody waits any more
-        if type(reply) is Failed:
-            future.set_exception(RequestFailed(reply.kind, reply.message, reply.detail))
-        else:
-            future.set_result(reply)
+        if future is not None and not future.done():  # otherwise nobody waits any more
+            if type(reply) is Failed:
+                future.set_exception(RequestFailed(reply.kind, reply.message, reply.detail))
+            else:
+                future.set_result(reply)
+        if self._finishing and not self._pending:
+            self.close()
 
     def _forget(self, rid: int) -> None:
         if self._pending.pop(rid, None) is not None:
             self.send(CancelRequest(rid))
+            if self._finishing and not self._pending:
+                self.close()
 
     def _fail_request(self, message: Message, error: Exception) -> bool:
         """Give ``error`` to whoever waits for the reply to ``message``; False if nobody does."""

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import asyncio
 
-from shoal._core.transport.connection import Connection, Transport
-from shoal._core.wire.messages import Message
+from shoal._core.transport.connection import Connection, OnMessage, Transport
 
 
 class SharedConnections:
-    """For those who send and get replies only: other messages of these peers are dropped. Used from the loop's thread."""
+    """Used from the loop's thread. ``on_message`` gets what comes unasked, over any of them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, transport: Transport) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, transport: Transport, on_message: OnMessage) -> None:
         self._loop = loop
         self._transport = transport
+        self._on_message = on_message
         self._attempts: dict[str, asyncio.Task[Connection]] = {}
 
     async def connect(self, address: str) -> Connection:
         """Return the connection, however often it is asked for. Raises what connecting raises; the next caller tries again."""
         attempt = self._attempts.get(address)
         if attempt is None:
-            connecting = self._transport.connect(address, _drop, self._forget)
+            connecting = self._transport.connect(address, self._on_message, self._forget)
             attempt = self._attempts[address] = self._loop.create_task(connecting)
         try:
             return await asyncio.shield(attempt)
@@ -32,7 +32,3 @@ class SharedConnections:
         for address, attempt in list(self._attempts.items()):
             if attempt.done() and not attempt.cancelled() and attempt.exception() is None and attempt.result() is connection:
                 del self._attempts[address]
-
-
-def _drop(_connection: Connection, _message: Message) -> None:
-    """Nothing is asked of us over these connections."""

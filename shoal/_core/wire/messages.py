@@ -389,8 +389,8 @@ class AddBorrower(Message, tag=52):
     object_id: bytes
     borrower: Address
     count: int = 1
-    #: The borrower asks for itself, and asks its owner's successor again if the owner leaves meanwhile.
-    for_itself: bool = False
+    #: All that the borrower has, told to the successor of an owner that was lost: not in addition to what that owner handed over.
+    full: bool = False
 
 
 class RemoveBorrower(Message, tag=53):

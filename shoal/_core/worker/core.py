@@ -84,6 +84,8 @@ class Core:
         self._on_agent_lost = on_agent_lost
         self._listener: Listener | None = None
         self._callers: dict[Connection, None] = {}
+        #: Why this process leaves, once it has handed over its objects; who connects at the last moment hears it too.
+        self._leaves_for: m.Cause | None = None
         #: Done when the last caller has closed its connection, if this process leaves.
         self._callers_gone: asyncio.Future[None] | None = None
         self.on_log_lines: Callable[[m.LogLines], None] | None = None
@@ -167,7 +169,8 @@ class Core:
         """Return what can ``send`` and ``request`` to the owner of an object."""
         if owner.worker_id == self.agent_address.worker_id:
             return self.agent
-        return self.peers.get(owner)
+        peer = self.peers.get(owner)
+        return self.agent if peer.left else peer
 
     def make_ref(self, entry: Entry) -> ObjectRef[Any]:
         """Make a reference whose count was already given to it."""
@@ -217,6 +220,8 @@ class Core:
 
     def accept(self, connection: Connection) -> None:
         """An owner or borrower has connected."""
+        if self._leaves_for is not None:
+            connection.send(m.ProcessExiting(self._leaves_for))
         self._callers[connection] = None
         connection.on_message = self._caller_message
         connection.on_close = self._caller_closed
@@ -255,13 +260,15 @@ class Core:
 
     def _peer_leaves(self, peer: Peer, _message: m.ProcessExiting) -> None:
         """It has handed its objects to the node agent, and waits for the end of what we have sent."""
+        self.objects.owner_left(peer.address)
         if peer.connection is not None:
-            peer.connection.close()
+            peer.connection.finish()
 
     async def see_callers_off(self, cause: m.Cause, timeout_s: float) -> None:
         """Let nobody in, and wait until all who are connected have said their last word; ``timeout_s`` at most."""
         if self._listener is not None:
             self._listener.close()
+        self._leaves_for = cause
         for connection in self._callers:
             connection.send(m.ProcessExiting(cause))
         if self._callers:

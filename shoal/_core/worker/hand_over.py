@@ -57,6 +57,7 @@ async def hand_over(core: Core, cause: m.Cause) -> None:
     if kept:
         core.objects.handed_over = True
         await core.agent.request(m.AdoptObjects(0, kept))
+        core.objects.turn_away()
         await core.see_callers_off(cause, FAREWELL_S)
     await core.close()
     await asyncio.sleep(0.005)

@@ -42,6 +42,9 @@ from .waiting import GetOperation, Operation, WaitOperation
 if TYPE_CHECKING:
     from .core import Core
 
+#: Refusal of a read by a process that leaves: the node agent has the object.
+OWNER_LEFT = "OwnerLeft"
+
 
 class Objects:
     """The shell around the ownership table."""
@@ -56,8 +59,10 @@ class Objects:
         self._freed: list[bytes] = []
         #: Foreign references that appeared while a task ran and are not registered yet. See ``settle_borrows``.
         self._unregistered: dict[bytes, BorrowedEntry] = {}
-        #: This process leaves and the node agent has its objects: what borrowers still say is passed on.
+        #: This process leaves and the node agent gets its objects: what borrowers still say is passed on.
         self.handed_over = False
+        #: Readers that came since; they are sent there as soon as it has them.
+        self._turned_away: list[tuple[Any, int]] | None = []
 
     # --- effects of the ownership table --------------------------------------------------------------------
 
@@ -84,6 +89,8 @@ class Objects:
 
     def flush(self) -> None:
         """Send what gathered during one turn of the loop."""
+        if self.operations:
+            self.operations = [one for one in self.operations if not one.fired]
         if self._freed:
             freed, self._freed = self._freed, []
             self.core.agent.send(FreeObjects(freed))
@@ -92,9 +99,7 @@ class Objects:
 
     def _register_now(self, entry: BorrowedEntry) -> asyncio.Future[Any]:
         entry.registering = True
-        future: asyncio.Future[Any] = self.core.owner_channel(entry.owner).request(
-            AddBorrower(0, entry.object_id, self.core.me, 1, for_itself=True)
-        )
+        future: asyncio.Future[Any] = self.core.owner_channel(entry.owner).request(AddBorrower(0, entry.object_id, self.core.me))
         future.add_done_callback(lambda done: self._registered(entry, done))
         return future
 
@@ -154,15 +159,25 @@ class Objects:
 
     def owner_lost(self, owner: Address) -> None:
         """Turn to the owner's node agent, with our full counts."""
+        for entry in self._turn_to_agent(owner):
+            if entry.grants:
+                future = self.core.agent.request(AddBorrower(0, entry.object_id, self.core.me, entry.grants, full=True))
+                future.add_done_callback(partial(self._readopted, entry))
+
+    def owner_left(self, owner: Address) -> None:
+        """Turn to the node agent, which has our counts: the owner has handed them over, and passes on what is still under way."""
+        self._turn_to_agent(owner)
+
+    def _turn_to_agent(self, owner: Address) -> list[BorrowedEntry]:
         successor = self.core.agent_address
         if owner.worker_id == successor.worker_id:
-            return
-        for entry in list(self.own.entries.values()):
+            return []
+        turned = []
+        for entry in self.own.entries.values():
             if isinstance(entry, BorrowedEntry) and entry.owner.worker_id == owner.worker_id:
                 entry.owner = successor
-                if entry.grants:
-                    future = self.core.agent.request(AddBorrower(0, entry.object_id, self.core.me, entry.grants))
-                    future.add_done_callback(partial(self._readopted, entry))
+                turned.append(entry)
+        return turned
 
     def _readopted(self, entry: BorrowedEntry, done: asyncio.Future[Any]) -> None:
         error = done.exception() if not done.cancelled() else None
@@ -242,6 +257,10 @@ class Objects:
         elif isinstance(error, ConnectionLost) and not self.core.closing:
             self.owner_lost(entry.owner)
             self._fetch(entry)
+        elif isinstance(error, RequestFailed) and error.kind == OWNER_LEFT:
+            if entry.owner.worker_id == sender:
+                self.owner_left(entry.owner)
+            self._fetch(entry)
         else:
             self.complete(entry, FAILED, error_bytes(error, entry))
         self.core.flush()
@@ -287,10 +306,11 @@ class Objects:
         self.core.flush()
 
     def end_operation(self, operation: Operation) -> None:
-        """The thread goes on; give back what it will not read."""
+        """The thread goes on before its operation has fired; give back what it will not read."""
         if operation in self.operations:
             self.operations.remove(operation)
-        if operation.abandoned and isinstance(operation, GetOperation):
+        operation.abandoned = True
+        if isinstance(operation, GetOperation):
             for object_id in operation.places:
                 self.core.store.unpin(object_id)
             operation.places.clear()
@@ -319,7 +339,7 @@ class Objects:
         self.pin(entry, lambda place: self._pinned(operation, entry, place))
 
     def _pinned(self, operation: GetOperation, entry: Entry, place: Any) -> None:
-        if operation.abandoned or operation not in self.operations:
+        if operation.fired or operation.abandoned:
             self.core.store.unpin(entry.object_id)
             return
         operation.places[entry.object_id] = place
@@ -352,7 +372,7 @@ class Objects:
     # --- serving borrowers ---------------------------------------------------------------------------------
 
     def _pass_on(self, channel: Any, message: AddBorrower) -> None:
-        """A registration on somebody's behalf came after our objects went to the node agent."""
+        """A registration came after our objects went to the node agent."""
 
         def answered(done: asyncio.Future[Any]) -> None:
             error = done.exception() if not done.cancelled() else ConnectionLost("cancelled")
@@ -361,12 +381,22 @@ class Objects:
             elif isinstance(error, RequestFailed):
                 channel.fail(message.rid, error.kind, error.message)
 
-        future = self.core.agent.request(AddBorrower(0, message.object_id, message.borrower, message.count))
+        future = self.core.agent.request(AddBorrower(0, message.object_id, message.borrower, message.count, message.full))
         future.add_done_callback(answered)
+
+    def turn_away(self) -> None:
+        """The node agent has our objects: whoever wanted to read one shall ask there."""
+        waiting, self._turned_away = self._turned_away or [], None
+        for channel, rid in waiting:
+            channel.fail(rid, OWNER_LEFT, "Ask the node agent.")
 
     def on_get_object(self, channel: Any, message: GetObject) -> None:
         if self.handed_over:
-            return  # the reader asks the node agent when it has closed this connection
+            if self._turned_away is not None:
+                self._turned_away.append((channel, message.rid))
+            else:
+                channel.fail(message.rid, OWNER_LEFT, "Ask the node agent.")
+            return
         entry = self.own.entries.get(message.object_id)
         if entry is None or isinstance(entry, BorrowedEntry):
             text = f"The object {message.object_id.hex()} was freed by its owner: no counted reference was left."
@@ -387,8 +417,7 @@ class Objects:
 
     def on_add_borrower(self, channel: Any, message: AddBorrower) -> None:
         if self.handed_over:
-            if not message.for_itself:
-                self._pass_on(channel, message)
+            self._pass_on(channel, message)
             return
         entry = self.own.entries.get(message.object_id)
         if entry is None or isinstance(entry, BorrowedEntry):

@@ -37,6 +37,11 @@ class Peer:
     def lost(self) -> bool:
         return self._backlog is None and (self.connection is None or self.connection.closed)
 
+    @property
+    def left(self) -> bool:
+        """Whether it has handed its objects to the node agent, who answers for it from now on."""
+        return self.connection is not None and self.connection.finishing
+
     def when_connected(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` once the connection stands: at once if it does, never if it cannot be made."""
         if self.connection is not None:

@@ -96,10 +96,8 @@ class Reader:
             if not done:
                 raise self._timeout(refs, [self._entries.get(ref._id) for ref in refs], timeout_s)
         except BaseException:
-            operation.abandoned = True
-            raise
-        finally:
             self._post(self._core.objects.end_operation, operation)
+            raise
         return dict(operation.places)
 
     def _timeout(self, refs: Sequence[ObjectRef[Any]], found: Sequence[Entry | None], timeout_s: float | None) -> Exception:
@@ -131,8 +129,7 @@ class Reader:
             with self._blocked():
                 operation.wait(timeout_s)
         finally:
-            operation.abandoned = True
-            self._post(self._core.objects.end_operation, operation)
+            self._end(operation)
         return self._split(refs, num_returns)
 
     def _stream_ready(self, operation: WaitOperation) -> None:
@@ -147,6 +144,10 @@ class Reader:
             operation = WaitOperation(foreign, len(foreign))
             self._post(self._core.objects.start_wait, operation)
             operation.wait(0.02)
+            self._end(operation)
+
+    def _end(self, operation: WaitOperation) -> None:
+        if not operation.fired:
             self._post(self._core.objects.end_operation, operation)
 
     def _split(self, refs: Sequence[Any], num_returns: int) -> tuple[list[Any], list[Any]]:

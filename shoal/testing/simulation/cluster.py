@@ -129,7 +129,7 @@ class SimulatedCluster:
         self.object_store = ObjectStore(loop, self.arena, f"{self._directory}/spill", self.settings, warm_ahead_bytes=0)
         self._worker_ids = 0
         self._agent_transport = MemoryTransport(self.network, "node agent")
-        self._peers = SharedConnections(loop, self._agent_transport)
+        self._peers = SharedConnections(loop, self._agent_transport, _no_message)
         self.agent = NodeAgent(
             loop, node, self.object_store, self, self.settings, self._directory, self.arena.path, self.arena.nbytes, "control",
             connect=lambda address: self._peers.connect(address.address), new_worker_id=self._new_worker_id,
@@ -343,6 +343,6 @@ class _Collector(logging.Handler):
 
 def _no_message(connection: Connection, message: Message) -> None:
     if isinstance(message, ProcessExiting):  # its objects are the node agent's now
-        connection.close()
+        connection.finish()
         return
     logging.getLogger("shoal.head").error("A %s came from %s unasked.", type(message).__name__, connection.peer)
