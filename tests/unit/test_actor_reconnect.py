@@ -12,6 +12,7 @@ from shoal import exceptions
 from shoal._core.serialization import deserialize_error
 from shoal._core.wire.messages import ACTOR_ALIVE, ACTOR_DEAD, ActorUpdate, Address, Cause, Shape, TaskTemplate
 from shoal._core.worker.actors import Actors
+from shoal._core.worker.express import Express
 from shoal._core.worker.records import TaskRecord
 
 ACTOR = b"a" * 16
@@ -45,7 +46,7 @@ class Caller:
             tasks=SimpleNamespace(fail=lambda _, error: self.failed.append(deserialize_error(error)), wire_task=lambda _, record: record),
             peers=SimpleNamespace(get=self.connect),
             control_store=SimpleNamespace(send=lambda message: None),
-            me=Address(b"me", b"n", "unix:me"), job_id=b"job1", closing=False, lost=b"",
+            me=Address(b"me", b"n", "unix:me"), job_id=b"job1", closing=False, lost=b"", drain_inbox=lambda: None, express=Express(),
         )  # fmt: skip
         self.actors = Actors(self.core)  # type: ignore[arg-type]
         self.core.flush = self.actors.flush

@@ -22,6 +22,8 @@ class Shell:
         self.pushed: list[tuple[int, list[bytes]]] = []
         self.returned: list[int] = []
         self.asked_back: list[int] = []
+        #: Leases on which a user thread has just sent a task.
+        self.taken: set[int] = set()
 
     def request_lease(self, shape: Shape, backlog: int, name: str, retriable: bool) -> int:
         self.requests.append(len(self.requests))
@@ -32,6 +34,9 @@ class Shell:
 
     def push(self, lease: Lease, records: list[TaskRecord]) -> None:
         self.pushed.append((lease.id, [record.task_id for record in records]))
+
+    def withdraw(self, lease: Lease) -> bool:
+        return lease.id not in self.taken
 
     def return_lease(self, lease: Lease) -> None:
         self.returned.append(lease.id)

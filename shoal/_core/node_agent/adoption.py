@@ -6,9 +6,9 @@ Must not know: connections, the object store (it is told what to free), clocks.
 An owner that ends in good order hands over with ``adopt``: values and borrower counts. An owner that was killed leaves only what lies in
 the object store (``adopt_stored``): nobody knows who borrows it, so it waits ``grace_s`` for holders to say so.
 
-Counts. What an owner hands over, and passes on until it has ended, is exact: a borrower that was connected to it goes on with that. One that
-was not registers its *full* count when it turns here. What the owner had handed over for it may be higher (a registration by a third process
-under way) or lower (one that was lost with the owner); the larger of both counts, which can leak until the borrower ends, and never free early.
+Counts. What an owner hands over, and passes on until it has ended, is exact: nothing is lost, and nothing may be added when a borrower
+that turns here tells its *full* count. Of an owner that was killed nothing is known, so full counts add up with what third processes
+register meanwhile; one of these may be counted twice, which can leak until the borrower ends, and never free early.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class AdoptedObject:
     grace_until: float = 0.0
     forever: bool = False
     lost: bool = False
+    #: The owner's counts are known, as it ended in good order.
+    handed_over: bool = False
     #: The agent itself is registered with the owners of the references inside (and has to unregister).
     registered: bool = False
 
@@ -54,7 +56,7 @@ class Adoption:
         taken = []
         for one in objects:
             adopted = self._insert(one.object_id, one.value, now)
-            adopted.registered = True
+            adopted.registered = adopted.handed_over = True
             for borrower, count in one.borrowers:
                 adopted.counts[borrower.worker_id] = adopted.counts.get(borrower.worker_id, 0) + count
                 adopted.inherited.add(borrower.worker_id)
@@ -79,11 +81,10 @@ class Adoption:
         adopted = self.objects.get(object_id)
         if adopted is None:
             return False
-        if full and borrower in adopted.inherited:
-            adopted.counts[borrower] = max(count, adopted.counts.get(borrower, 0))
+        known = adopted.counts.get(borrower, 0)
+        adopted.counts[borrower] = max(count, known) if full and adopted.handed_over else known + count
+        if full:
             adopted.inherited.discard(borrower)
-        else:
-            adopted.counts[borrower] = adopted.counts.get(borrower, 0) + count
         if not adopted.inherited:
             self._end_grace(adopted)
         return True

@@ -6,7 +6,8 @@ Must not know: how processes are started, connections, resources.
     STARTING -> FRESH -> LEASED <-> IDLE -> ENDING -> (gone)
 
 A fresh worker has run nothing and serves anybody. From its first lease on a worker belongs to one job, one runtime environment and one
-set of GPUs (a CUDA context sees the devices of its creation), and is reused within these only. An actor has its worker to the end.
+set of GPUs (a CUDA context sees the devices of its creation), and is reused within these only. An actor has a fresh worker, to the end:
+``kill`` of the actor must not take along what the tasks of another own.
 
 As many fresh workers as the node has CPUs are kept ready; they are refilled in the background, one round after the leases that wait.
 """
@@ -239,11 +240,13 @@ class WorkerPool:
             assert worker.state is not State.FRESH or not self._waiting, "a lease waits beside a fresh worker"
 
     def _choose(self, demand: WorkerDemand) -> Worker | None:
-        """Tasks take the warmest worker of their own job, else a fresh one; actors the other way round."""
+        """Tasks take the warmest worker of their own job, else a fresh one; actors a fresh one."""
         fresh = next(iter(self._in_state[State.FRESH].values()), None)
+        if demand.dedicated:
+            return fresh
         # In the order of becoming idle: the last one is the warmest.
         own = next((worker for worker in reversed(self._in_state[State.IDLE].values()) if _suits(worker, demand)), None)
-        return (fresh or own) if demand.dedicated else (own or fresh)
+        return own or fresh
 
     def _use(self, worker: Worker, demand: WorkerDemand) -> UseWorker:
         self._move(worker, State.LEASED)

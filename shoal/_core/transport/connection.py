@@ -88,8 +88,11 @@ class Connection:
             self._loop.call_soon(self._flush)
         out.append(message)
 
-    def send_now(self, message: Message) -> bool:
-        """Send from any thread, without the loop; False if this message must be queued by ``send`` instead, as something is before it."""
+    def send_now(self, make: Callable[[], Message | None]) -> bool:
+        """Send what ``make`` returns from any thread, without the loop; False if it must be queued by ``send``, as something is before it.
+
+        While ``make`` runs, nothing that the loop sends can get between; None if there is nothing to send after all.
+        """
         return False
 
     def send_attached(self, message: Message, buffers: Sequence[Buffer]) -> None:

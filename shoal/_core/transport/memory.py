@@ -164,8 +164,8 @@ class MemoryConnection(FramedConnection):
     def over(self) -> bool:
         return self._lost or self._dead
 
-    def send_now(self, message: Message) -> bool:
-        if self.closed or self._out:
+    def send_now(self, make: Callable[[], Message | None]) -> bool:
+        if self.closed or self._finishing or self._out or (message := make()) is None:
             return False
         self._transmit([message])
         return True

@@ -14,6 +14,7 @@ import asyncio
 import os
 import socket
 import threading
+from collections.abc import Callable
 
 from shoal._core.transport.connection import CLOSE_TIMEOUT_S, HIGH_WATER_BYTES, LOW_WATER_BYTES
 from shoal._core.transport.framing import FramedConnection
@@ -33,7 +34,8 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, peer: str, accepted: bool) -> None:
         super().__init__(loop, peer, self._write_in_turn)
         self._transport = transport
-        self._writing = threading.Lock()
+        #: Held by the loop from taking messages out of the queue until they are written, and by ``send_now``.
+        self._writing = threading.RLock()
         #: The peer as other threads reach it; a duplicate, so that no closed and reused descriptor is ever written to.
         self._direct: socket.socket | None = None
         #: The end of a message that ``send_now`` could not write whole.
@@ -43,11 +45,14 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
         self._close_timer: asyncio.TimerHandle | None = None
         transport.set_write_buffer_limits(HIGH_WATER_BYTES, LOW_WATER_BYTES)
 
-    def send_now(self, message: Message) -> bool:
+    def send_now(self, make: Callable[[], Message | None]) -> bool:
         if self._out or not self._writing.acquire(blocking=False):
             return False
         try:
-            if self.closed or self._out or self._rest is not None or self._transport.get_write_buffer_size():
+            if self.closed or self._finishing or self._out or self._rest is not None or self._transport.get_write_buffer_size():
+                return False
+            message = make()
+            if message is None:
                 return False
             pieces = encode([message])
             if len(pieces) > 1:
@@ -64,6 +69,11 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
             return True
         finally:
             self._writing.release()
+
+    def _flush(self) -> None:
+        if self._out:
+            with self._writing:
+                super()._flush()
 
     def _write_in_turn(self, piece: Buffer) -> None:
         with self._writing:
@@ -86,8 +96,7 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
             return
         self._flush()
         self._write_rest()
-        with self._writing:
-            self.closed = True
+        self._end_direct()
         self._reason = self._reason or "this process closed it"
         self._transport.close()
         if self._transport.get_write_buffer_size():
@@ -95,7 +104,7 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
 
     def abort(self) -> None:
         if not self._lost:
-            self.closed = True
+            self._end_direct()
             self._out = []
             self._reason = self._reason or "this process closed it"
             self._transport.abort()
@@ -120,9 +129,13 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
             self._reason = "the peer ended or closed it" if exc is None else f"{exc}"
             if self._decoder.pending_bytes:
                 self._reason += f", in the middle of a frame ({self._decoder.pending_bytes} bytes of it had arrived)"
+        self._end_direct()
+        self._end()
+
+    def _end_direct(self) -> None:
+        """From now on no other thread writes."""
         with self._writing:
             self.closed = True
-            if self._direct is not None:
-                self._direct.close()
-                self._direct = None
-        self._end()
+            direct, self._direct = self._direct, None
+        if direct is not None:
+            direct.close()

@@ -13,7 +13,7 @@ gets each as soon as it is ready. One connection per incarnation keeps the order
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
 from shoal._core.wire.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, ACTOR_RESTARTING, ActorUpdate, Address, Cause
 
@@ -66,8 +66,9 @@ class ActorCalls:
         self.limbo: list[TaskRecord] = []
         #: Kept here while calls are under way, though their handle may be gone.
         self.limit: CallLimit | None = None
-        #: Free for the shell: the connection to the incarnation.
+        #: Free for the shell: the connection to the incarnation, and its offer to user threads.
         self.channel: object = None
+        self.offer: Any = None
 
     # --- calls ---------------------------------------------------------------------------------------------
 
@@ -77,6 +78,21 @@ class ActorCalls:
             return
         record.state = QUEUED
         self.waiting.append(record)
+
+    def sent(self, record: TaskRecord, channel: object) -> None:
+        """A user thread has sent the call itself, over ``channel``."""
+        if channel is self.channel and (self.state != ACTOR_DEAD or self.connected_now):
+            self.in_flight[record.task_id] = record
+        elif self.state == ACTOR_DEAD:
+            self.effects.fail_call(record, "ActorDiedError", self.cause)
+        else:  # to an incarnation that is gone, or over a connection that is lost
+            self.limbo.append(record)
+            if self.state == ACTOR_RESTARTING or self.connected_now:
+                self._resolve_limbo()
+
+    def may_offer(self) -> bool:
+        """Whether a user thread may send a call: the actor lives, and nothing is under way to it."""
+        return self.connected_now and self.state == ACTOR_ALIVE and not (self.waiting or self.in_flight or self.limbo)
 
     def remove(self, record: TaskRecord) -> bool:
         """Take out a call that was not sent (cancelled, or its arguments failed)."""

@@ -32,7 +32,9 @@ from shoal._core.wire.messages import (
 )
 
 from .actor_calls import ActorCalls, CallLimit
+from .cancellation import cancelled_error
 from .entries import Entry
+from .express import Left
 from .peers import Peer
 from .records import FINISHED, PUSHED, TaskRecord
 
@@ -166,6 +168,7 @@ class Actors:
         record, dep_ids, held_ids, limit = submitted
         calls = self.subscribe(record.template.actor_id)
         calls.limit = limit
+        self._withdraw(calls)
         token = self.core.objects.own.entries.get(token_id(record.template.actor_id))
         if self.core.lost:
             self.core.tasks.fail(record, self.core.lost)
@@ -179,6 +182,32 @@ class Actors:
         if record.state != FINISHED:
             self._fail_on_argument(record)
         self._dirty[calls.actor_id] = calls
+
+    def _withdraw(self, calls: ActorCalls) -> None:
+        """A call goes the usual way: those behind it must not overtake it."""
+        offer = calls.offer
+        if offer is not None and self.core.express.withdraw(offer):
+            calls.offer = None
+
+    def _sent(self, offered: ActorCalls, peer: Peer, record: TaskRecord, left: Left) -> None:
+        """What became of a call that a user thread wanted to send itself."""
+        offered.offer = None
+        if left is False:
+            return  # it comes in the usual way
+        actor_id = record.template.actor_id
+        calls = self.subscribe(actor_id)
+        token = self.core.objects.own.entries.get(token_id(actor_id))
+        if token is not None:
+            token.count += 1
+            record.held = [token]
+        self.core.cancellation.started(record)
+        if self.core.lost or left is None:
+            # Its maker was interrupted while it sent: nobody has the reference, and nobody knows whether the actor has the call.
+            record.returns[0].seen = True
+            self.core.tasks.fail(record, self.core.lost or cancelled_error(record))
+        else:
+            calls.sent(record, peer)
+            self._dirty[actor_id] = calls
 
     def _fail_on_argument(self, record: TaskRecord) -> bool:
         for entry in record.deps:
@@ -205,8 +234,15 @@ class Actors:
         if record.retries > 0:
             record.retries -= 1
         record.attempt += 1
+        self.send_again(record)
+
+    def send_again(self, record: TaskRecord) -> None:
+        """The call goes behind the others, when its arguments are there."""
         calls = self.calls[record.template.actor_id]
+        self._withdraw(calls)
         calls.submit(record)
+        if record.state != FINISHED:
+            self._fail_on_argument(record)
         self._dirty[calls.actor_id] = calls
 
     def flush(self) -> None:
@@ -217,7 +253,11 @@ class Actors:
 
     def on_task_done(self, peer: Peer, message: TaskDone) -> None:
         calls: ActorCalls = peer.calls
+        if message.task_id not in calls.in_flight and calls.offer is not None:
+            self.core.drain_inbox()  # a user thread has sent it, and its word of that is still there
         record = calls.finished(message.task_id)
+        if calls.offer is None and calls.channel is peer and calls.may_offer() and calls.limit is None:
+            calls.offer = self.core.express.offer(calls.actor_id, peer, lambda record, left: self._sent(calls, peer, record, left))
         if record is not None:
             self.core.tasks.finish(record, message, peer.address.worker_id)
         else:
@@ -275,6 +315,7 @@ class Actors:
     # --- life ----------------------------------------------------------------------------------------------
 
     def on_actor_update(self, _channel: Any, message: ActorUpdate) -> None:
+        self.core.drain_inbox()  # calls that user threads have sent
         self._on_update(message)
         self.core.flush()
 
@@ -302,6 +343,7 @@ class Actors:
         """Nobody here can ask about the actor any more; a handle that appears later starts afresh."""
         calls = self.calls.get(actor_id)
         if calls is not None and not calls.in_flight and not calls.waiting and not calls.limbo:
+            self._withdraw(calls)
             del self.calls[actor_id]
             self._names.pop(actor_id, None)
             self._out_of_order.discard(actor_id)
@@ -310,6 +352,7 @@ class Actors:
         calls: ActorCalls | None = peer.calls
         if calls is None or calls.channel is not peer:
             return
+        self._withdraw(calls)
         calls.disconnected()
         if calls.state == ACTOR_ALIVE and not self.core.closing:
             self.core.loop.call_later(RECONNECT_S, self._reconnect, calls, calls.incarnation)

@@ -25,6 +25,7 @@ class Bridge:
         self._core = core
         self.closed = False
         self._pid = os.getpid()
+        self.inbox = inbox
         # Bound once: these run for every reference and every call.
         self.post = inbox.post
         self.post_later = inbox.post_later

@@ -26,6 +26,7 @@ from shoal._core.wire import messages as m
 from .actors import Actors, ActorToken
 from .cancellation import Cancellation
 from .entries import BorrowedEntry, Entry
+from .express import Express
 from .leasing import Leasing
 from .objects import Objects
 from .peers import Peer, Peers
@@ -91,7 +92,10 @@ class Core:
         self.on_log_lines: Callable[[m.LogLines], None] | None = None
         #: The last one whose unread error was told.
         self._unread_task = b""
-        self.peers = Peers(loop, transport, self._peer_message, self.flush, self._peer_lost)
+        #: Runs what user threads have posted, if anything is there; set by ``IoThread``.
+        self.drain_inbox: Callable[[], None] = _nothing
+        self.express = Express()
+        self.peers = Peers(loop, transport, self._peer_message, self._peer_batch_end, self._peer_lost)
         self.objects = Objects(self)
         self.tasks = Tasks(self)
         self.leasing = Leasing(self)
@@ -275,6 +279,11 @@ class Core:
             self._callers_gone = self.loop.create_future()
             await asyncio.wait([self._callers_gone], timeout=timeout_s)
 
+    def _peer_batch_end(self) -> None:
+        # A thread that waits for a call under way has left word of it without waking this thread: the result does.
+        self.drain_inbox()
+        self.flush()
+
     def _task_done(self, peer: Peer, message: m.TaskDone) -> None:
         if peer.calls is not None:
             self.actors.on_task_done(peer, message)
@@ -282,6 +291,7 @@ class Core:
             self.leasing.on_task_done(peer, message)
 
     def _peer_lost(self, peer: Peer) -> None:
+        self.drain_inbox()  # calls that user threads have sent over it
         self.leasing.peer_lost(peer)
         self.actors.peer_lost(peer)
         self.objects.peer_lost(peer.address, peer.undelivered)
@@ -351,3 +361,7 @@ class Core:
         self.leasing.submission.check()
         for calls in self.actors.calls.values():
             calls.check()
+
+
+def _nothing() -> None:
+    """There is no inbox: nothing uses this core from other threads."""

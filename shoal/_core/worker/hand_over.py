@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import chain
 
 from shoal._core.wire import messages as m
 
@@ -41,18 +42,21 @@ async def hand_over(core: Core, cause: m.Cause) -> None:
         if entry.object_id not in held:
             held[entry.object_id] = entry
             todo += [inner for inner in entry.inner or () if inner.owner is None and inner.kind >= 0]
-    foreign = [inner for entry in held.values() for inner in entry.inner or () if inner.owner is not None]
+    foreign = {object_id: [inner for inner in entry.inner or () if inner.owner is not None] for object_id, entry in held.items()}
     # The agent holds what is inside before we let go of it; only then are the counts final.
-    await asyncio.gather(*core.objects.grant(foreign, core.agent_address), return_exceptions=True)
+    await asyncio.gather(*core.objects.grant(chain(*foreign.values()), core.agent_address), return_exceptions=True)
     kept = []
-    for entry in held.values():
+    for object_id, entry in held.items():
+        if core.objects.own.entries.get(object_id) is not entry or entry.kind < 0:  # released meanwhile
+            for inner in foreign[object_id]:
+                assert inner.owner is not None
+                core.owner_channel(inner.owner).send(m.RemoveBorrower(inner.object_id, core.agent_address, 1))
+            continue
         value = m.Value(entry.kind, refs=core.objects.infos(entry.inner or []))
         if entry.kind == STORED:
             value.nbytes = entry.data
-        elif entry.kind >= 0:
-            value.data = entry.data
         else:
-            continue  # released meanwhile
+            value.data = entry.data
         kept.append(m.OwnedObject(entry.object_id, value, [(address, count) for address, count in (entry.borrowers or {}).values()]))
     if kept:
         core.objects.handed_over = True

@@ -28,7 +28,9 @@ class Inbox:
         self._on_drained = on_drained
         self._queue: deque[tuple[Callable[[Any], Any], Any]] = deque()
         self._signalled = False
+        #: A timer will drain the queue, or is about to be set.
         self._later = False
+        self._timer: asyncio.TimerHandle | None = None
         self._draining = False
         self._closed = False
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -37,6 +39,12 @@ class Inbox:
     def post(self, fn: Callable[[Any], Any], arg: Any) -> None:
         """Have ``fn(arg)`` called on the I/O thread, soon."""
         self._queue.append((fn, arg))
+        if not self._signalled:
+            self._signalled = True
+            self._wake()
+
+    def signal(self) -> None:
+        """Have what was posted with ``post_later`` run soon."""
         if not self._signalled:
             self._signalled = True
             self._wake()
@@ -51,6 +59,15 @@ class Inbox:
     def idle(self) -> bool:
         """Whether everything that the calling thread has posted was handled."""
         return not self._queue and not self._draining
+
+    def settled(self) -> bool:
+        """The same, but for what was left to ``post_later``."""
+        return not self._signalled and not self._draining
+
+    def drain_rest(self) -> None:
+        """Run what is queued, if anything is. I/O thread only."""
+        if self._queue and not self._draining:
+            self.drain()
 
     def barrier(self) -> None:
         """Block until everything posted so far was handled and what it sent was written to its sockets. Not on the I/O thread."""
@@ -71,22 +88,28 @@ class Inbox:
             return
         if self._signalled:
             self.drain()
-        elif self._later:
-            self._loop.call_later(LATER_S, self.drain)
+        if self._later and self._timer is None:
+            self._timer = self._loop.call_later(LATER_S, self._time_out)
+
+    def _time_out(self) -> None:
+        self._timer = None
+        # Before the look at the queue: whoever found it set has appended already.
+        self._later = False
+        if not self._closed:
+            self.drain_rest()
 
     def drain(self) -> None:
         """Run everything that is queued. I/O thread only."""
-        self._signalled = False
-        self._later = False
         queue = self._queue
         self._draining = True
+        self._signalled = False
         try:
             while queue:
                 fn, arg = queue.popleft()
                 fn(arg)
+            self._on_drained()
         finally:
             self._draining = False
-        self._on_drained()
 
     def abandon(self) -> None:
         """In a forked child: never write to the descriptor, which is the parent's, and whose number may soon be another file's."""
@@ -98,5 +121,7 @@ class Inbox:
             return
         self.drain()
         self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         self._loop.remove_reader(self._fd)
         os.close(self._fd)

@@ -155,6 +155,7 @@ class IoThread:
             on_agent_lost=self._on_agent_lost,
         )  # fmt: skip
         self.inbox = Inbox(self.loop, core.flush)
+        core.drain_inbox = self.inbox.drain_rest
         self._arena = arena = Arena.open(request.arena_fd if request.arena_fd >= 0 else registered.arena_path, registered.arena_bytes)
         store = StoreClient(arena, agent.send, agent.request, self._wake_store)
         core.attach(agent, m.Address(registered.node_id, registered.node_id, request.agent_address), store, listener)

@@ -32,6 +32,7 @@ from shoal._core.wire.messages import (
 )
 
 from .cancellation import cancelled_error
+from .express import Left
 from .peers import Peer
 from .records import TaskRecord
 from .submission import Lease, ShapeQueue, Submission
@@ -45,6 +46,7 @@ TICK_S = 0.01
 DEATH_NOTICE_S = 2.0
 #: Seconds to wait for the end of a dead worker's connection, behind which nothing more can come.
 LAST_WORDS_S = 0.1
+_NO_CAUSE = Cause("worker_exit", "Its connection was lost.")
 
 
 class Leasing:
@@ -130,6 +132,13 @@ class Leasing:
         for record in records:
             peer.send(self.core.tasks.wire_task(peer, record))
 
+    def withdraw(self, lease: Lease) -> bool:
+        offer, lease.offer = lease.offer, None
+        if offer is None or self.core.express.withdraw(offer):
+            return True
+        lease.offer = offer  # it was taken: the word of that is in the inbox
+        return False
+
     def return_lease(self, lease: Lease) -> None:
         peer: Any = lease.channel
         if peer is not None and peer.lease is lease:
@@ -161,9 +170,13 @@ class Leasing:
         if lease is None:
             self.core.tasks.discard(message, peer.address.worker_id)
             return
+        if message.task_id not in lease.in_flight and lease.offer is not None:
+            self.core.drain_inbox()  # a user thread has sent it, and its word of that is still there
         record = self.submission.finished(message.task_id, lease, message.duration_us * 1e-6, self.core.loop.time())
         if message.exiting:
             self.submission.retire(lease)
+        if lease.offer is None and self.submission.may_offer(lease):
+            lease.offer = self.core.express.offer(lease.queue.shape, peer, lambda record, left: self._sent(lease, record, left))
         self._dirty[lease.queue.shape] = lease.queue
         if record is not None:
             self.core.tasks.finish(record, message, peer.address.worker_id)
@@ -171,6 +184,23 @@ class Leasing:
             self.core.tasks.discard(message, peer.address.worker_id)
         if lease.wanted or lease.dead:
             self.submission.settle(lease)
+
+    def _sent(self, lease: Lease, record: TaskRecord, left: Left) -> None:
+        """What became of a task that a user thread wanted to send on an idle lease."""
+        lease.offer = None
+        if left is False:  # it comes in the usual way
+            self.submission.settle(lease)
+            return
+        self.core.cancellation.started(record)
+        if self.core.lost:
+            self.core.tasks.fail(record, self.core.lost)
+        elif left is None:
+            # Its maker was interrupted while it sent: nobody has the reference, and nobody knows whether the worker has the task.
+            record.returns[0].seen = True
+            self.core.tasks.fail(record, cancelled_error(record))
+            self._worker_gone(lease, None)
+        elif not self.submission.sent(lease, record, self.core.loop.time()):
+            self.core.tasks.lost_with_worker(record, lease.cause or _NO_CAUSE)
 
     def on_hand_back(self, peer: Peer, message: HandBack) -> None:
         lease: Lease | None = peer.lease
@@ -187,6 +217,7 @@ class Leasing:
         """A leased worker's connection is gone: wait for the node agent to say why."""
         lease: Lease | None = peer.lease
         if lease is not None and not self.core.closing:
+            self.withdraw(lease)
             lease.dead = True
             if lease.cause is not None:
                 self._worker_gone(lease, lease.cause)
@@ -208,6 +239,7 @@ class Leasing:
     def _worker_gone(self, lease: Lease, cause: Cause | None) -> None:
         if lease.id not in self.submission.leases:
             return
+        self.withdraw(lease)
         records = self.submission.lost(lease)
         peer: Any = lease.channel
         if peer is not None:
@@ -222,5 +254,5 @@ class Leasing:
         for record in reversed(records[maybe_run:]):
             self.core.tasks.requeue(record)
         for record in records[:maybe_run]:
-            self.core.tasks.lost_with_worker(record, cause or Cause("worker_exit", "Its connection was lost."))
+            self.core.tasks.lost_with_worker(record, cause or _NO_CAUSE)
         self.core.flush()

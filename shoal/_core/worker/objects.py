@@ -37,6 +37,7 @@ from shoal._core.wire.messages import (
 
 from .entries import FAILED, PENDING, STORED, BorrowedEntry, Entry
 from .ownership import Ownership
+from .peers import Peer
 from .waiting import GetOperation, Operation, WaitOperation
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 #: Refusal of a read by a process that leaves: the node agent has the object.
 OWNER_LEFT = "OwnerLeft"
+#: Seconds after the end of a borrower until its registrations are dropped.
+TAKE_OVER_S = 0.25
 
 
 class Objects:
@@ -136,11 +139,29 @@ class Objects:
         for entry in inner:
             if isinstance(entry, BorrowedEntry):
                 # Its owner itself gets it: counted under our name, so that the count ends with us if the value never arrives.
-                holder = self.core.me if entry.owner.worker_id == receiver.worker_id else receiver
-                futures.append(self.core.owner_channel(entry.owner).request(AddBorrower(0, entry.object_id, holder, 1)))
+                futures.append(self._register_other(entry, self.core.me if entry.owner.worker_id == receiver.worker_id else receiver))
             else:
                 self.own.add_borrower(entry, receiver)
         return futures
+
+    def _register_other(self, entry: BorrowedEntry, holder: Address) -> asyncio.Future[Any]:
+        channel = self.core.owner_channel(entry.owner)
+        future: asyncio.Future[Any] = channel.request(AddBorrower(0, entry.object_id, holder))
+        if not isinstance(channel, Peer) or channel.connection is not None:
+            return future
+        # An owner that cannot be reached has heard nothing, and has handed the object over or was killed.
+        result: asyncio.Future[Any] = self.core.loop.create_future()
+
+        def settled(done: asyncio.Future[Any]) -> None:
+            error = done.exception() if not done.cancelled() else ConnectionLost("cancelled")
+            if isinstance(error, ConnectionLost) and channel.connection is None and not self.core.lost and not self.core.closing:
+                again = self.core.agent.request(AddBorrower(0, entry.object_id, holder))
+                self.core.when_all([again], lambda: result.set_result(None))
+            else:
+                result.set_result(None)
+
+        future.add_done_callback(settled)
+        return result
 
     def infos(self, inner: Iterable[Entry]) -> list[ObjectRefInfo]:
         me = self.core.me
@@ -155,7 +176,13 @@ class Objects:
         for message in undelivered:
             if isinstance(message, RemoveBorrower):
                 self.core.agent.send(message)
-        self.own.borrower_lost(address.worker_id)
+        # Not at once: if it was killed, the node agent takes over what it had stored, and registers for the references inside of that.
+        self.core.loop.call_later(TAKE_OVER_S, self._borrower_gone, address.worker_id)
+
+    def _borrower_gone(self, worker_id: bytes) -> None:
+        if not self.core.closing:
+            self.own.borrower_lost(worker_id)
+            self.core.flush()
 
     def owner_lost(self, owner: Address) -> None:
         """Turn to the owner's node agent, with our full counts."""
@@ -408,12 +435,17 @@ class Objects:
         channel, message = request
         inner = entry.inner or []
         entry.seen = True
-        value = Value(entry.kind, refs=self.infos(inner))
+        value = Value(entry.kind)
         if entry.kind == STORED:
             value.nbytes = entry.data
         else:
             value.data = entry.data
-        self.core.when_all(self.grant(inner, message.borrower), lambda: channel.send(ObjectValue(message.rid, value)))
+
+        def granted() -> None:
+            value.refs = self.infos(inner)  # now: an owner may have left meanwhile
+            channel.send(ObjectValue(message.rid, value))
+
+        self.core.when_all(self.grant(inner, message.borrower), granted)
 
     def on_add_borrower(self, channel: Any, message: AddBorrower) -> None:
         if self.handed_over:

@@ -65,6 +65,11 @@ class Peer:
             future.set_exception(ConnectionLost(f"{self.address.address} is gone"))
         return future
 
+    def known_template(self, template: TaskTemplate) -> int | None:
+        """Return the number of a template that was sent. Any thread."""
+        known = self._templates.get(id(template))
+        return None if known is None else known[0]
+
     def template_index(self, template: TaskTemplate) -> int:
         """Return the number that stands for ``template`` on this connection, defining it first if need be."""
         known = self._templates.get(id(template))

@@ -18,6 +18,7 @@ from .bridge import Bridge
 from .core import Core
 from .entries import FAILED, INLINE, STORED, Entry
 from .execution.calls import current_call
+from .records import PUSHED
 from .values import Values
 from .waiting import GetOperation, WaitOperation
 
@@ -89,7 +90,13 @@ class Reader:
             timeout_s = 0.0 if any(entry is not None and entry.kind < 0 for entry in found) else 60.0
             timeout_s = max(timeout_s, 0.2)
         operation = GetOperation([ref._id for ref in refs])
-        self._post(self._core.objects.start_get, operation)
+        if len(refs) == 1 and _is_under_way(found[0]):
+            # The reply wakes the I/O thread, which need not be awake before; if it was faster than this thread, it does not look again.
+            self._bridge.post_later(self._core.objects.start_get, operation)
+            if not _is_under_way(found[0]):
+                self._bridge.inbox.signal()
+        else:
+            self._post(self._core.objects.start_get, operation)
         try:
             with self._blocked():
                 done = operation.wait(timeout_s)
@@ -168,3 +175,11 @@ class Reader:
             else:
                 rest.append(ref)
         return ready, rest
+
+
+def _is_under_way(entry: Entry | None) -> bool:
+    """Whether a worker has the task that makes the object."""
+    if entry is None or entry.kind >= 0 or entry.owner is not None:
+        return False
+    record = entry.task
+    return record is not None and record.state == PUSHED

@@ -17,7 +17,7 @@ class TaskRecord:
     """One task or actor call as its owner sees it. Written on the I/O thread once it was submitted."""
 
     __slots__ = (
-        "args", "attempt", "cancelled", "deps", "generator", "held", "lease", "name", "parent", "pushed_at", "retries", "returns",
+        "args", "attempt", "cancelled", "deps", "generator", "held", "lease", "name", "parent", "retries", "returns",
         "state", "stored_args", "task_id", "template", "unready",
     )  # fmt: skip
 
@@ -44,7 +44,6 @@ class TaskRecord:
         self.cancelled = False
         #: The lease (tasks) it was pushed to.
         self.lease: Any = None
-        self.pushed_at = 0.0
         #: Streaming tasks: the consumer's state.
         self.generator: Any = None
 

@@ -43,9 +43,7 @@ class Recovery:
         for entry in record.deps:
             if entry.object_id in lost and entry.kind == STORED:
                 self.core.objects.lost(entry)
-        self.core.tasks.await_deps(record)
-        if not record.unready:
-            self.core.tasks.ready(record)
+        self._resubmit_now(record)
 
     def recover(self, entry: Entry) -> None:
         """Compute a lost object again, and before it whatever it needs that is lost too. Iterative."""
@@ -76,7 +74,9 @@ class Recovery:
 
     def _resubmit_now(self, record: TaskRecord) -> None:
         self.core.tasks.await_deps(record)
-        if not record.unready:
+        if record.template.actor_id:
+            self.core.actors.send_again(record)
+        elif not record.unready:
             self.core.tasks.ready(record)
 
     def _unrecoverable(self, entry: Entry, record: TaskRecord | None) -> str:

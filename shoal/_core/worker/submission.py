@@ -41,6 +41,7 @@ class Lease:
         "idle_since",
         "in_flight",
         "last_progress",
+        "offer",
         "pid",
         "queue",
         "resource_ids",
@@ -63,8 +64,9 @@ class Lease:
         #: The worker is going away; replies may still come.
         self.dead = False
         self.asked_back = False
-        #: Free for the shell: its connection to the worker, and why the worker died once that is known.
+        #: Free for the shell: its connection to the worker, its offer to user threads, and why the worker died once that is known.
         self.channel: object = None
+        self.offer: Any = None
         self.cause: Any = None
 
 
@@ -79,6 +81,9 @@ class LeaseEffects(Protocol):
 
     def push(self, lease: Lease, records: list[TaskRecord]) -> None:
         """Send the tasks to the leased worker, in order."""
+
+    def withdraw(self, lease: Lease) -> bool:
+        """A user thread may be about to send a task on this idle lease: prevent that; False if it has, and ``sent`` will say so."""
 
     def return_lease(self, lease: Lease) -> None:
         """Tell the node agent that the lease is over."""
@@ -147,7 +152,7 @@ class Submission:
             depth = self._depth(queue)
             for lease in sorted(queue.leases, key=_load) if len(queue.leases) > 1 else queue.leases:
                 room = depth - len(lease.in_flight)
-                if room <= 0 or lease.wanted or lease.dead:
+                if room <= 0 or lease.wanted or lease.dead or not (lease.in_flight or self._is_idle(lease)):
                     continue
                 if len(queue.leases) > 1 and len(ready) < room * len(queue.leases):
                     room = max(1, min(room, -(-len(ready) // len(queue.leases))))
@@ -159,7 +164,6 @@ class Submission:
                 for record in batch:
                     record.state = PUSHED
                     record.lease = lease
-                    record.pushed_at = now
                     lease.in_flight[record.task_id] = record
                 self.effects.push(lease, batch)
         missing = min(len(ready), 2 + len(queue.leases)) - len(queue.requests)
@@ -223,6 +227,22 @@ class Submission:
             lease.asked_back = False
         return record
 
+    def sent(self, lease: Lease, record: TaskRecord, now: float) -> bool:
+        """A user thread has sent a task on an idle lease. False if the worker is lost meanwhile."""
+        if lease.id not in self.leases:
+            return False
+        record.lease = lease
+        lease.last_progress = now
+        lease.in_flight[record.task_id] = record
+        return True
+
+    def may_offer(self, lease: Lease) -> bool:
+        """Whether a user thread may send a task on the lease: nothing is there, and nothing waits for it."""
+        return not (lease.in_flight or lease.wanted or lease.dead or lease.queue.ready) and lease.id in self.leases
+
+    def _is_idle(self, lease: Lease) -> bool:
+        return not lease.in_flight and self.effects.withdraw(lease)
+
     def handed_back(self, lease: Lease, task_ids: Iterable[bytes], now: float) -> None:
         """The worker did not start these: they go to the front of the queue again, in their old order."""
         lease.asked_back = False
@@ -238,7 +258,7 @@ class Submission:
         if lease is None:
             return
         lease.wanted = True
-        if not lease.in_flight:
+        if self._is_idle(lease):
             self._give_back(lease)
 
     def give_back_idle(self) -> None:
@@ -246,7 +266,7 @@ class Submission:
         for queue in list(self.queues.values()):
             self._trim_requests(queue)
         for lease in list(self.leases.values()):
-            if not lease.in_flight:
+            if self._is_idle(lease):
                 self._give_back(lease)
 
     def lost(self, lease: Lease) -> list[TaskRecord]:
@@ -260,14 +280,15 @@ class Submission:
     def retire(self, lease: Lease) -> None:
         """The worker takes no more tasks; replies to what it has may still come."""
         lease.dead = True
-        if not lease.in_flight:
+        if self._is_idle(lease):
             self._give_back(lease)
 
     def tick(self, now: float) -> bool:
         """Return idle leases and take back tasks queued behind a slow one. True while time matters."""
         for lease in list(self.leases.values()):
             if not lease.in_flight:
-                if lease.wanted or lease.dead or (not lease.queue.ready and now - lease.idle_since >= self.settings.lease_linger_s):
+                over = lease.wanted or lease.dead or (not lease.queue.ready and now - lease.idle_since >= self.settings.lease_linger_s)
+                if over and self._is_idle(lease):
                     self._give_back(lease)
             elif len(lease.in_flight) > 1 and not lease.asked_back and now - lease.last_progress >= STALL_S:
                 lease.asked_back = True
@@ -283,7 +304,7 @@ class Submission:
 
     def settle(self, lease: Lease) -> None:
         """After replies: return a lease that is wanted or dying and has nothing in flight."""
-        if not lease.in_flight and (lease.wanted or lease.dead) and lease.id in self.leases:
+        if (lease.wanted or lease.dead) and lease.id in self.leases and self._is_idle(lease):
             self._give_back(lease)
 
     def _give_back(self, lease: Lease) -> None:

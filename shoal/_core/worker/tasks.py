@@ -85,18 +85,12 @@ class Tasks:
         self.core.leasing.enqueue(record)
 
     def wire_task(self, peer: Peer, record: TaskRecord) -> PushTask:
-        message = PushTask(record.task_id, peer.template_index(record.template), record.args)
+        message = wire_message(peer.template_index(record.template), record)
         if record.deps:
             message.deps = [
                 Dep(entry.object_id, entry.owner or self.core.me, entry.data if entry.kind == INLINE else None) for entry in record.deps
             ]
             message.stored_args = record.stored_args
-        if record.attempt:
-            message.attempt = record.attempt
-        if record.parent:
-            message.parent = record.parent
-        if record.name:
-            message.name = record.name
         return message
 
     # --- again ---------------------------------------------------------------------------------------------
@@ -233,6 +227,18 @@ class Tasks:
         for lease in list(self.core.leasing.submission.leases.values()):
             for record in self.core.leasing.submission.lost(lease):
                 self.fail(record, error)
+
+
+def wire_message(template: int, record: TaskRecord) -> PushTask:
+    """Return the message of a call, but for the references among its arguments. Any thread."""
+    message = PushTask(record.task_id, template, record.args)
+    if record.attempt:
+        message.attempt = record.attempt
+    if record.parent:
+        message.parent = record.parent
+    if record.name:
+        message.name = record.name
+    return message
 
 
 def _short(cause: Cause) -> str:

@@ -129,16 +129,19 @@ class _Grower:
         ops: list[Op] = []
         makers, weights = [maker for maker, _ in choices], [weight for _, weight in choices]
         for _ in range(count):
-            op = self._draw.choices(makers, weights)[0](place, depth)
-            if op is not None:
-                self._walked.step(op, place)
-                ops.append(op)
+            maker = self._draw.choices(makers, weights)[0]
+            for one in self._turns(place) if maker == self._in_turn else (maker,):
+                op = one(place, depth)
+                if op is not None:
+                    self._walked.step(op, place)
+                    ops.append(op)
         return ops
 
     def _driver_choices(self) -> list[tuple[Callable[[Place, int], Op | None], float]]:
         trouble = self._trouble
         return [
-            (self._submit, 6), (self._put, 2), (self._caught_get, 3), (self._take, 2), (self._wait, 1), (self._drop, 2.5),
+            (self._submit, 6), (self._in_turn, 0.7), (self._put, 2), (self._caught_get, 3),
+            (self._take, 2), (self._wait, 1), (self._drop, 2.5),
             (self._create, 1.5), (self._call, 5), (self._pause, 1),
             (self._cancel, 3 if trouble.cancels else 0),
             (self._kill_actor, 0.7 if trouble.kills else 0),
@@ -149,7 +152,8 @@ class _Grower:
     def _body_choices(self, depth: int) -> list[tuple[Callable[[Place, int], Op | None], float]]:
         trouble = self._trouble
         return [
-            (self._submit, 3 if depth else 0), (self._put, 2), (self._get, 4), (self._caught_get, 1), (self._take, 2), (self._wait, 0.5),
+            (self._submit, 3 if depth else 0), (self._in_turn, 0.4 if depth else 0), (self._put, 2), (self._get, 4),
+            (self._caught_get, 1), (self._take, 2), (self._wait, 0.5),
             (self._drop, 1), (self._pause, 2), (self._create, 0.3 if depth else 0), (self._call, 1.5),
             (self._cancel, 0.7 if trouble.cancels else 0),
             (self._crash, 0.5 if trouble.crashes else 0),
@@ -166,7 +170,7 @@ class _Grower:
         body_place = Place(slots, inner)  # type: ignore[arg-type]
         choices = self._body_choices(depth)
         if actor is not None:  # a call of an actor that waits for a call of an actor may wait for itself
-            choices = [(maker, 0 if maker in (self._call, self._create) else weight) for maker, weight in choices]
+            choices = [(maker, 0 if maker in (self._call, self._create, self._in_turn) else weight) for maker, weight in choices]
             choices = [(self._calm_get if maker in (self._get, self._caught_get) else maker, weight) for maker, weight in choices]
         ops = self._ops(body_place, draw.randint(0, BODY_OPS - (DEPTH - depth)), depth, choices)
         made = tuple(self._made(body_place, 0.5) for _ in range(returns))
@@ -218,6 +222,37 @@ class _Grower:
         body = self._body(place, args, returns, max(depth - 1, 0))
         dst = tuple(self._slot() for _ in range(returns))
         return Submit(self._number(), dst, body, args, draw.choice((0, 0, 1, 2, 3)), draw.random() < 0.15)
+
+    def _in_turn(self, place: Place, depth: int) -> Op | None:
+        """Stands for ``_turns`` among the choices."""
+        raise NotImplementedError
+
+    def _turns(self, place: Place) -> list[Callable[[Place, int], Op | None]]:
+        """Calls of one kind, each after the result of the one before: a worker or an actor with one thing to do at a time."""
+        draw = self._draw
+        actor = self._pick(place, Handle) if draw.random() < 0.5 else None
+        retries, newest = draw.choice((0, 3)), 0
+
+        def call(place: Place, depth: int) -> Op | None:
+            nonlocal newest
+            newest = self._slot()
+            if actor is None:
+                return Submit(self._number(), (newest,), self._body(place, (), 1, 0), (), retries, False)
+            handle = place.slots[actor]
+            assert isinstance(handle, Handle)
+            body = self._body(place, (), 1, 0, actor=dict(handle.actor.slots) if keeps(handle, place) else {})
+            return Call(self._number(), (newest,), actor, body, (), False)
+
+        def get(place: Place, depth: int) -> Op | None:
+            return Get(self._number(), newest, self._slot(), caught=True)
+
+        def drop(place: Place, depth: int) -> Op | None:
+            return Drop(self._number(), newest) if draw.random() < 0.6 else None
+
+        def pause(place: Place, depth: int) -> Op | None:
+            return self._pause(place, depth) if draw.random() < 0.2 else None
+
+        return [call, get, drop, pause] * draw.randint(2, 4)
 
     def _put(self, place: Place, depth: int) -> Op | None:
         return Put(self._number(), self._slot(), self._made(place, 0.4))

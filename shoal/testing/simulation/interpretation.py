@@ -114,6 +114,9 @@ class Keeper:
 
 def run_driver(body: Body) -> None:
     """Run a program's outermost body in this process, then forget all that it held."""
+    # Simulated processes share these two: were the first to use one a worker, its end could come before its export is sent.
+    for shared in (run_task, Keeper):
+        shared._export.ensure(holder.current())  # type: ignore[union-attr]
     frame = Frame({})
     try:
         frame.run(body, ())

@@ -123,16 +123,20 @@ class SimulatedInbox(Inbox):
         self._on_drained = on_drained
         self._queue = deque()
         self._signalled = self._later = self._draining = self._closed = False
+        self._timer = None
 
     def _wake(self) -> None:
         loop = self._loop
         assert isinstance(loop, VirtualLoop)
         if not self._closed:
             delay = INBOX_S * loop.random.random()
-            loop.call_later(delay if self._signalled else delay + LATER_S, self._drain_due, self._signalled)
+            if self._signalled:
+                loop.call_later(delay, self._drain_due)
+            else:
+                loop.call_later(delay + LATER_S, self._time_out)
 
-    def _drain_due(self, signalled: bool) -> None:
-        if not self._closed and (self._signalled if signalled else self._later):
+    def _drain_due(self) -> None:
+        if not self._closed and self._signalled:
             self.drain()
 
     def close(self) -> None:

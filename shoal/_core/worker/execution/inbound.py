@@ -218,7 +218,7 @@ class Inbound:
         caller = call.caller
         if caller.outgoing or not self.queue.empty() or not self.inbox.idle() or self.core.objects.has_unregistered():
             return False
-        if not caller.connection.send_now(done):
+        if not caller.connection.send_now(lambda: done):
             return False
         self.calls.pop(call.task.task_id, None)
         return True
