@@ -66,6 +66,38 @@ def test_without_retries_the_error_has_signal_and_last_words_at_once(cluster, tm
     assert runs(tmp_path / "runs") == 1
 
 
+def test_a_task_sent_to_a_worker_at_the_moment_of_its_death_runs_again(cluster):
+    @shoal.remote(max_retries=-1)
+    def double(number):
+        return 2 * number, os.getpid()
+
+    for number in range(30):
+        _, pid = shoal.get(double.remote(0))
+        if number % 2:
+            os.kill(pid, signal.SIGKILL)
+        ref = double.remote(number)
+        if not number % 2:
+            os.kill(pid, signal.SIGKILL)
+        assert shoal.get(ref, timeout=20)[0] == 2 * number
+
+
+def test_a_call_sent_to_an_actor_at_the_moment_of_its_death_is_sent_again(cluster):
+    @shoal.remote(max_restarts=-1, max_task_retries=-1)
+    class Doubler:
+        def double(self, number):
+            return 2 * number, os.getpid()
+
+    doubler = Doubler.remote()
+    for number in range(10):
+        _, pid = shoal.get(doubler.double.remote(0), timeout=20)
+        if number % 2:
+            os.kill(pid, signal.SIGKILL)
+        ref = doubler.double.remote(number)
+        if not number % 2:
+            os.kill(pid, signal.SIGKILL)
+        assert shoal.get(ref, timeout=20)[0] == 2 * number
+
+
 def test_tasks_queued_behind_a_killed_one_run_even_without_retries(cluster):
     @shoal.remote(max_retries=0)
     def task(number):
@@ -231,6 +263,23 @@ def test_a_lost_result_is_computed_again_as_an_argument(cluster, tmp_path):
     cluster.lose_object(first)
     assert len(shoal.get(derive.remote(tmp_path / "second", first), timeout=20)) == 20 * MIB + 1
     assert runs(tmp_path / "first") == 2
+
+
+def test_a_lost_result_is_computed_again_as_an_argument_of_an_actor_call(cluster, tmp_path):
+    @shoal.remote
+    class Reader:
+        def size(self, data):
+            return len(data)
+
+    reader = Reader.remote()
+    first = make.remote(tmp_path / "first", MIB)
+    cluster.lose_object(first)
+    assert shoal.get([reader.size.remote(first), reader.size.remote(b"12")], timeout=20) == [MIB, 2]
+    assert runs(tmp_path / "first") == 2
+    gone = shoal.put(bytes(MIB))
+    cluster.lose_object(gone)
+    with pytest.raises(exceptions.ObjectLostError):
+        shoal.get(reader.size.remote(gone), timeout=20)
 
 
 def test_a_lost_put_object_is_an_error_not_a_hang(cluster):

@@ -20,7 +20,7 @@ from .peers import Peer
 from .records import PUSHED, WAITING, TaskRecord
 from .tasks import wire_message
 
-#: What became of a call: sent, not sent and to be posted by its maker, or unknown, as its maker was interrupted (Ctrl-C).
+#: What became of a call: sent, not sent (its maker posts it, or was interrupted), or unknown, as its maker was interrupted (Ctrl-C).
 Left = bool | None
 
 
@@ -55,13 +55,15 @@ class Express:
     def withdraw(self, offer: Offer) -> bool:
         """Take an offer back; False if a call was sent on it, whose word is in the inbox."""
         with self._lock:
-            return self._offers.pop(offer.key, None) is offer
+            if self._offers.get(offer.key) is not offer:
+                return False
+            del self._offers[offer.key]
+            return True
 
     def _told(self, word: list[Any]) -> None:
         offer, record, _left = word
-        with self._lock:  # its maker is done with it
-            taken = self._offers.get(offer.key) is not offer
-        offer.sent(record, word[2] if taken else None)
+        untouched = self.withdraw(offer)  # its maker, who held the lock until now, was interrupted before it took it
+        offer.sent(record, False if untouched else word[2])
 
     # --- user threads --------------------------------------------------------------------------------------
 
