@@ -342,6 +342,18 @@ def test_a_blocked_worker_lends_its_cpu(node: Node) -> None:
     assert node.free()["CPU"] == 0
 
 
+def test_a_worker_that_was_granted_to_an_owner_who_left_serves_others(node: Node) -> None:
+    driver = node.driver()
+    grant = node.granted(driver, node.ask(driver))
+    owner = node.workers[grant.worker.worker_id]
+    child = node.granted(owner, node.ask(owner))
+    owner.say(wire.ProcessExiting(Cause("idle"), unfinished=True))
+    owner.say(wire.ProcessExiting(Cause("idle")))
+    owner.hang_up()
+    assert child.worker.worker_id not in node.launcher.killed
+    assert node.granted(driver, node.ask(driver)).worker.worker_id == child.worker.worker_id
+
+
 def test_workers_of_a_lost_owner_are_killed(node: Node) -> None:
     driver = node.driver()
     parent = node.granted(driver, node.ask(driver))

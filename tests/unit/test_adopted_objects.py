@@ -124,6 +124,18 @@ def test_what_a_borrower_says_before_the_owners_death_is_noticed_is_taken_in_ord
     virtual(main())
 
 
+def test_what_a_third_process_registers_for_one_that_has_ended_counts_nothing(virtual):
+    async def main():
+        node = Node()
+        node.says(AdoptObjects(1, [OwnedObject(OBJECT, Value(INLINE, b"data", 4), [(READER, 1)])]))
+        node.says(AddBorrower(2, OBJECT, Address(b"ended", b"node", "ended")))
+        node.says(AddBorrower(3, OBJECT, Address(b"far", b"other node", "far")))
+        assert [one.rid for one in node.reader.sent] == [1, 2, 3]
+        assert node.adopted.state.objects[OBJECT].counts == {b"reader": 1, b"far": 1}
+
+    virtual(main())
+
+
 def test_a_registration_of_a_borrower_that_has_ended_meanwhile_counts_nothing(virtual):
     async def main():
         node = Node()

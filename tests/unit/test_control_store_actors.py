@@ -202,6 +202,14 @@ def test_owners_take_their_children_along_to_any_depth(table: ActorTable):
     table.check()
 
 
+def test_a_creation_that_comes_after_the_word_of_its_owners_end_is_dead_at_once(table: ActorTable):
+    table.owner_died(b"driver", Cause("owner_died"))
+    assert short(table.create(spec(A))) == [ForgetPlacement(A), "DEAD", "ended"]
+    assert short(table.create(spec(B, owner=address(A)))) == ["PENDING", PlaceActor(B)]
+    assert short(table.create(spec(C, detached=True, name="kept"))) == ["PENDING", PlaceActor(C)]
+    table.check()
+
+
 def test_a_long_chain_of_owners_is_no_recursion(table: ActorTable):
     owner = Address(b"driver", N1, "")
     for n in range(3000):

@@ -49,6 +49,8 @@ class ActorTable:
         self._forgotten: OrderedDict[bytes, None] = OrderedDict()
         #: Actors that were killed, or lost their last handle, before their creation arrived (it waits for their arguments).
         self._unwanted: OrderedDict[bytes, Cause] = OrderedDict()
+        #: Processes that were killed, by worker id: what they asked for last may come after the word of their end.
+        self._dead_owners: OrderedDict[bytes, Cause] = OrderedDict()
 
     # --- reading
 
@@ -91,6 +93,7 @@ class ActorTable:
         unwanted = self._unwanted.pop(spec.actor_id, None)
         if unwanted is not None and not (spec.detached and unwanted.kind == "out_of_scope"):
             return [row, *self._end([actor], failed or unwanted)]
+        failed = failed or (None if spec.detached else self._dead_owners.get(spec.owner.worker_id))
         if failed is not None:
             return [row, *self._end([actor], failed)]
         return [row, self._save(actor), AnnounceActor(actor.update()), PlaceActor(spec.actor_id)]
@@ -204,6 +207,7 @@ class ActorTable:
 
     def owner_died(self, worker_id: bytes, cause: Cause) -> list[Instruction]:
         """The process that created them has ended: its actors go, and theirs. Detached ones stay."""
+        _remember(self._dead_owners, worker_id, cause, self._history_limit)
         return self._end(self._living(self._index.by_owner.get(worker_id, ())), cause)
 
     def adopted(self, worker_id: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -130,7 +131,8 @@ class AdoptedObjects:
                 "held it any more. Compute it again, or keep its owner alive.",
             )
         elif isinstance(message, AddBorrower):
-            self.state.add_borrower(message.object_id, message.borrower.worker_id, message.count, full=message.full)
+            if not self._is_gone(message.borrower):
+                self.state.add_borrower(message.object_id, message.borrower.worker_id, message.count, full=message.full)
             connection.send(Ack(message.rid))
         elif adopted.lost:
             connection.fail(
@@ -142,6 +144,10 @@ class AdoptedObjects:
             self._spawn(self._hand_out(connection, message, adopted))
         else:
             connection.send(ObjectValue(message.rid, adopted.value))
+
+    def _is_gone(self, borrower: Address) -> bool:
+        """Whether the process was here and has ended: somebody registers it without knowing that, and nobody would unregister it."""
+        return borrower.node_id == self._me.node_id and borrower != self._me and borrower.worker_id not in self._connected()
 
     async def _serve_late(self, object_id: bytes) -> None:
         for _ in range(max(1, round(self._grace_s / LOOK_S))):
@@ -178,7 +184,9 @@ class AdoptedObjects:
             owner = await self._connect(inner.owner)
             await owner.request(AddBorrower(0, inner.object_id, borrower))
         except Exception as error:  # whatever is wrong with that owner, the reader will hear it when it reads the inner reference
-            log.debug("Registering %s with its owner failed: %r", inner.object_id.hex(), error)
+            # Unless it has left, and handed the object over just now.
+            if not self.state.add_borrower(inner.object_id, borrower.worker_id, 1, full=False):
+                log.debug("Registering %s with its owner failed: %r", inner.object_id.hex(), error)
 
     def _free(self, freed: Iterable[AdoptedObject]) -> None:
         stored = []
@@ -205,11 +213,13 @@ class AdoptedObjects:
 
     async def _unregister(self, inner: ObjectRefInfo) -> None:
         assert self._connect is not None
-        try:
+        owner = None
+        with contextlib.suppress(OSError):  # that owner is gone, and its counts with it, unless it has left and handed the object over
             owner = await self._connect(inner.owner)
+        if inner.object_id in self.state:
+            self._free(self.state.remove_borrower(inner.object_id, self._me.worker_id, 1))
+        elif owner is not None:
             owner.send(RemoveBorrower(inner.object_id, self._me, 1))
-        except OSError:
-            pass  # that owner is gone, and its counts with it
 
     def _spawn(self, work: Any) -> None:
         task = self._loop.create_task(work)

@@ -90,6 +90,8 @@ class Process:
     cause: Cause | None = None
     #: It leaves, and waits for tasks that it submitted.
     unfinished: bool = False
+    #: It leaves, and what it had submitted has run to its end.
+    finished: bool = False
     name: str = ""
 
 

@@ -309,9 +309,16 @@ class NodeAgent:
             self._departures.setdefault(worker_id, Departure())
             self.kill_worker(worker_id, Cause("worker_exit", "Its owner lost the connection to it."))
             return
+        self._take_back(lease)
+
+    def _take_back(self, lease: Lease) -> None:
+        """The lease's holder has nothing on it: its worker serves others."""
+        worker_id = self._lease_workers.get(lease.lease_id)
         self._end_lease(lease.lease_id)
-        if worker_id:
+        if worker_id is not None:
             self._perform_pool(self.pool.released(worker_id, self.loop.time()))
+        else:
+            self.pool.withdraw(lease.lease_id)
         self.reschedule()
 
     def _on_blocked(self, connection: Peer, message: wire.WorkerBlocked) -> None:
@@ -329,6 +336,7 @@ class NodeAgent:
     def _on_exiting(self, connection: Peer, message: wire.ProcessExiting) -> None:
         process = connection.tag
         if isinstance(process, Process):
+            process.finished = process.unfinished and not message.unfinished
             process.cause, process.unfinished = message.cause, message.unfinished
             self.pool.ending(process.address.worker_id)
 
@@ -502,7 +510,10 @@ class NodeAgent:
         if self._processes.get(process.address.worker_id) is process:
             del self._processes[process.address.worker_id]
         for lease in self.leases.owner_lost(process.number):
-            self.withdraw_lease(lease.lease_id, Cause("owner_died", "The process that used this worker has ended."))
+            if process.finished:  # a lease that was granted while it left
+                self._take_back(lease)
+            else:
+                self.withdraw_lease(lease.lease_id, Cause("owner_died", "The process that used this worker has ended."))
         self.adopted.borrower_lost(process.address.worker_id)
 
     def _end_job(self, job_id: bytes, cause: Cause) -> None:

@@ -35,6 +35,7 @@ from .actor_calls import ActorCalls, CallLimit
 from .cancellation import cancelled_error
 from .entries import Entry
 from .express import Left
+from .objects import TAKE_OVER_S
 from .peers import Peer
 from .records import FINISHED, PUSHED, TaskRecord
 
@@ -325,10 +326,16 @@ class Actors:
             return
         calls.updated(update)
         if update.state == ACTOR_DEAD:
-            for entry in self._creation_args.pop(update.actor_id, ()):
-                self.core.objects.own.unpin(entry)
+            # Not at once: its process, which is being killed, may answer a call with a reference to one of them.
+            self.core.loop.call_later(TAKE_OVER_S, self._give_up_arguments, self._creation_args.pop(update.actor_id, []))
             if token_id(update.actor_id) not in self.core.objects.own.entries:
                 self._forget(update.actor_id)
+
+    def _give_up_arguments(self, entries: list[Entry]) -> None:
+        if not self.core.closing:
+            for entry in entries:
+                self.core.objects.own.unpin(entry)
+            self.core.flush()
 
     def handle_gone(self, object_id: bytes) -> None:
         """A foreign actor's last handle in this process is gone, and so are our calls to it, which hold it as well."""

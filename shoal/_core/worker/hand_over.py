@@ -26,6 +26,14 @@ async def finish_tasks(core: Core, cause: m.Cause) -> None:
         await asyncio.sleep(0.01)
 
 
+def _unregister_agent(core: Core, inner: Entry) -> None:
+    """Take back what was registered for the agent: with the owner, or with the agent itself where that has left meanwhile."""
+    assert inner.owner is not None
+    peer = core.peers.known(inner.owner.worker_id)
+    channel = core.agent if peer is None or peer.left or peer.lost else peer
+    channel.send(m.RemoveBorrower(inner.object_id, core.agent_address, 1))
+
+
 def _lent_actors(core: Core) -> bool:
     return any(isinstance(entry, ActorToken) and entry.borrowers for entry in core.objects.own.entries.values())
 
@@ -49,8 +57,7 @@ async def hand_over(core: Core, cause: m.Cause) -> None:
     for object_id, entry in held.items():
         if core.objects.own.entries.get(object_id) is not entry or entry.kind < 0:  # released meanwhile
             for inner in foreign[object_id]:
-                assert inner.owner is not None
-                core.owner_channel(inner.owner).send(m.RemoveBorrower(inner.object_id, core.agent_address, 1))
+                _unregister_agent(core, inner)
             continue
         value = m.Value(entry.kind, refs=core.objects.infos(entry.inner or []))
         if entry.kind == STORED:
