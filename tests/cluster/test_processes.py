@@ -167,24 +167,10 @@ def test_a_head_starts_and_stops_and_leaves_only_logs(short_path):
     head.stop()
 
 
-def test_start_and_fork_are_fast(short_path):
-    """The figures go into the report; the bounds are loose enough for a loaded machine."""
-    times = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        with running_head(short_path) as (_head, agent):
-            times.append(time.perf_counter() - begin)
-    assert min(times) < 0.6, times
+def test_a_hundred_workers_ordered_at_once_all_start(short_path):
     with running_head(short_path) as (_head, agent):
         agent.start()
-        begin = time.perf_counter()
         agent.start(count=100)
-        rate = 100 / (time.perf_counter() - begin)
-        begin = time.perf_counter()
-        agent.start()
-        one = time.perf_counter() - begin
-    print(f"head start {min(times) * 1e3:.0f} ms, {rate:.0f} forks/s, one fork {one * 1e3:.1f} ms")
-    assert rate > 60
 
 
 def test_the_heads_own_words_are_in_the_error(short_path):

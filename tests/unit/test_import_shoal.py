@@ -7,17 +7,14 @@ import subprocess
 import sys
 
 PROBE = """
-import json, sys, time
-start = time.perf_counter()
+import json, sys
 import shoal
-seconds = time.perf_counter() - start
 import os, threading
 print(json.dumps({
     "modules": sorted({name.partition(".")[0] for name in sys.modules}),
     "python_threads": threading.active_count(),
     "threads": len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1,
     "children": [name for name in os.listdir("/proc") if name.isdigit() and _parent(name) == os.getpid()] if os.path.isdir("/proc") else [],
-    "seconds": seconds,
 }))
 """
 PARENT = """
@@ -44,8 +41,3 @@ def test_import_loads_no_heavy_library():
 def test_import_starts_no_thread_and_no_process():
     found = probe()
     assert (found["python_threads"], found["threads"], found["children"]) == (1, 1, [])
-
-
-def test_import_takes_less_than_150_ms():
-    # The best of five: the promise is about the work, not about what else the machine does.
-    assert min(probe()["seconds"] for _ in range(5)) < 0.150

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,10 @@ def run(tmp_path: Path, loop_factory: Callable[[], asyncio.AbstractEventLoop], t
         listener = await transport.listen(f"unix:{tmp_path}/peer.sock", accepted.set_result)
         client = await transport.connect(listener.address, lambda _c, message: received.append(int(message.task_id)))
         try:
-            await test(await accepted, client, received)
+            server = await accepted
+            assert not server.send_now(ping(0)), "not before it is allowed"
+            server.allow_send_now()
+            await test(server, client, received)
         finally:
             client.close()
             listener.close()
@@ -53,7 +55,7 @@ def test_what_does_not_fit_goes_first_when_the_loop_writes(tmp_path, loop_factor
     async def test(server: Connection, client: Connection, received: list[int]) -> None:
         client._transport.pause_reading()
         sent = 0
-        while await asyncio.to_thread(server.send_now, partial(ping, sent, 30_000)):
+        while await asyncio.to_thread(server.send_now, ping(sent, 30_000)):
             sent += 1
         assert sent > 2
         # The socket is full: what follows queues behind the part that is not written.
@@ -69,15 +71,15 @@ def test_what_does_not_fit_goes_first_when_the_loop_writes(tmp_path, loop_factor
 def test_it_refuses_while_something_is_queued_and_after_the_end(tmp_path, loop_factory):
     async def test(server: Connection, client: Connection, received: list[int]) -> None:
         server.send(ping(0))
-        assert not server.send_now(lambda: ping(1))
+        assert not server.send_now(ping(1))
         await arrived(received, 1)
-        assert await asyncio.to_thread(server.send_now, lambda: ping(1))
+        assert await asyncio.to_thread(server.send_now, ping(1))
         await arrived(received, 2)
         gone = asyncio.Event()
         server.on_close = lambda _c: gone.set()
         client.close()
         await gone.wait()
-        assert not await asyncio.to_thread(server.send_now, lambda: ping(2))
+        assert not await asyncio.to_thread(server.send_now, ping(2))
         assert received == [0, 1]
 
     run(tmp_path, loop_factory, test)
@@ -90,7 +92,7 @@ def test_two_threads_and_the_loop_at_once_keep_every_message_whole(tmp_path, loo
 
         def send(start: int) -> None:
             for number in range(start, start + each):
-                if not server.send_now(partial(ping, number, number % 700)):
+                if not server.send_now(ping(number, number % 700)):
                     loop.call_soon_threadsafe(server.send, ping(number, number % 700))
 
         threads = [threading.Thread(target=send, args=(each * k,)) for k in range(2)]

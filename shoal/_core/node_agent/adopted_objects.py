@@ -162,11 +162,11 @@ class AdoptedObjects:
         """Register the reader with every reference inside, then send the value (rule 3 of docs/design/core.md)."""
         me, reader = self._me, message.borrower
         # The owner of what is inside counts it under the name of the sender, when it is the reader itself.
-        await asyncio.gather(
+        # What is adopted too was registered here: a reader that looked for its dead owner first would register again.
+        owners = await asyncio.gather(
             *(self._register(inner, me if inner.owner.worker_id == reader.worker_id else reader) for inner in adopted.value.refs)
         )
-        # What is adopted too was registered here: a reader that looked for its dead owner first would register again.
-        refs = [ObjectRefInfo(inner.object_id, me if inner.object_id in self.state else inner.owner) for inner in adopted.value.refs]
+        refs = [ObjectRefInfo(inner.object_id, owner) for inner, owner in zip(adopted.value.refs, owners, strict=True)]
         connection.send(ObjectValue(message.rid, msgspec.structs.replace(adopted.value, refs=refs)))
 
     async def _register_inside(self, adopted: AdoptedObject, dead: bytes) -> None:
@@ -177,16 +177,21 @@ class AdoptedObjects:
         if adopted.object_id not in self.state:  # freed meanwhile
             self._free(self._unregister_inside(adopted))
 
-    async def _register(self, inner: ObjectRefInfo, borrower: Address) -> None:
-        if self.state.add_borrower(inner.object_id, borrower.worker_id, 1, full=False) or self._connect is None:
-            return
+    async def _register(self, inner: ObjectRefInfo, borrower: Address) -> Address:
+        """Return who has counted it."""
+        if self.state.add_borrower(inner.object_id, borrower.worker_id, 1, full=False):
+            return self._me
+        if self._connect is None:
+            return inner.owner
         try:
             owner = await self._connect(inner.owner)
             await owner.request(AddBorrower(0, inner.object_id, borrower))
         except Exception as error:  # whatever is wrong with that owner, the reader will hear it when it reads the inner reference
             # Unless it has left, and handed the object over just now.
-            if not self.state.add_borrower(inner.object_id, borrower.worker_id, 1, full=False):
-                log.debug("Registering %s with its owner failed: %r", inner.object_id.hex(), error)
+            if self.state.add_borrower(inner.object_id, borrower.worker_id, 1, full=False):
+                return self._me
+            log.debug("Registering %s with its owner failed: %r", inner.object_id.hex(), error)
+        return inner.owner
 
     def _free(self, freed: Iterable[AdoptedObject]) -> None:
         stored = []

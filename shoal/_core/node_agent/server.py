@@ -509,7 +509,9 @@ class NodeAgent:
         self._drivers.pop(process.number, None)
         if self._processes.get(process.address.worker_id) is process:
             del self._processes[process.address.worker_id]
-        for lease in self.leases.owner_lost(process.number):
+        leases = self.leases.owner_lost(process.number)
+        # Those without a worker first: a worker that comes free must not be given to another lease of the one who left.
+        for lease in sorted(leases, key=lambda lease: lease.lease_id in self._lease_workers):
             if process.finished:  # a lease that was granted while it left
                 self._take_back(lease)
             else:

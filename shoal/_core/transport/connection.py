@@ -88,10 +88,14 @@ class Connection:
             self._loop.call_soon(self._flush)
         out.append(message)
 
-    def send_now(self, make: Callable[[], Message | None]) -> bool:
-        """Send what ``make`` returns from any thread, without the loop; False if it must be queued by ``send``, as something is before it.
+    def allow_send_now(self) -> None:
+        """Let other threads use ``send_now``. On the loop's thread, as what it opens must not be lost by an interrupt. Idempotent."""
 
-        While ``make`` runs, nothing that the loop sends can get between; None if there is nothing to send after all.
+    def send_now(self, message: Message, is_valid: Callable[[], bool] | None = None, sent: Callable[[], object] | None = None) -> bool:
+        """Send from any thread, without the loop; False if this message must be queued by ``send`` instead, as something is before it.
+
+        ``is_valid`` is asked when nothing that the loop sends can get between any more; False: nothing is sent. ``sent``, which must be
+        written in C, is called with the sending in one step: no signal's handler runs in between.
         """
         return False
 

@@ -164,10 +164,12 @@ class MemoryConnection(FramedConnection):
     def over(self) -> bool:
         return self._lost or self._dead
 
-    def send_now(self, make: Callable[[], Message | None]) -> bool:
-        if self.closed or self._finishing or self._out or (message := make()) is None:
+    def send_now(self, message: Message, is_valid: Callable[[], bool] | None = None, sent: Callable[[], object] | None = None) -> bool:
+        if self.closed or self._finishing or self._out or (is_valid is not None and not is_valid()):
             return False
         self._transmit([message])
+        if sent is not None:
+            sent()
         return True
 
     def saturated(self) -> bool:

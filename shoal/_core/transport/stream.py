@@ -11,10 +11,13 @@ nothing unsent, and the loop's writes wait for it: both hold ``_writing``. What 
 from __future__ import annotations
 
 import asyncio
+import operator
 import os
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from shoal._core.transport.connection import CLOSE_TIMEOUT_S, HIGH_WATER_BYTES, LOW_WATER_BYTES
 from shoal._core.transport.framing import FramedConnection
@@ -23,6 +26,12 @@ from shoal._core.wire.messages import Message
 
 #: Queued messages that ``saturated`` turns into bytes before it judges.
 _JUDGE_MESSAGES = 64
+#: Seconds that the loop waits for a thread inside ``send_now``, which is there for microseconds.
+HANDLER_S = 0.02
+_DIRECT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+#: Does nothing, in C: a function of ours would let signals' handlers run.
+_nothing = int
+_call: Callable[[Callable[[], Any]], Any] = operator.call
 
 
 class SocketConnection(FramedConnection, asyncio.Protocol):
@@ -45,42 +54,64 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
         self._close_timer: asyncio.TimerHandle | None = None
         transport.set_write_buffer_limits(HIGH_WATER_BYTES, LOW_WATER_BYTES)
 
-    def send_now(self, make: Callable[[], Message | None]) -> bool:
-        if self._out or not self._writing.acquire(blocking=False):
+    def allow_send_now(self) -> None:
+        if self._direct is None and not self.closed:
+            self._direct = socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno()))
+
+    def send_now(self, message: Message, is_valid: Callable[[], bool] | None = None, sent: Callable[[], object] | None = None) -> bool:
+        writing = self._writing
+        if self._out or writing._is_owned():  # type: ignore[attr-defined]  # this thread is inside already: we run in a signal's handler
             return False
+        pieces = encode([message])
+        if len(pieces) > 1:
+            return False
+        piece = pieces[0]
         try:
-            if self.closed or self._finishing or self._out or self._rest is not None or self._transport.get_write_buffer_size():
+            writing.acquire()
+            direct = self._direct
+            if direct is None or self.closed or self._finishing:
                 return False
-            message = make()
-            if message is None:
+            if self._out or self._rest is not None or self._transport.get_write_buffer_size():
                 return False
-            pieces = encode([message])
-            if len(pieces) > 1:
+            if is_valid is not None and not is_valid():
                 return False
-            if self._direct is None:
-                self._direct = socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno()))
+            # In one step for signals' handlers, which run between two instructions of Python only: they find the lock free.
             try:
-                sent = self._direct.send(pieces[0], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                steps: tuple[Callable[[], Any], ...] = (partial(direct.send, piece, _DIRECT), writing.release, sent or _nothing)
+                written, _, _ = map(_call, steps)
             except OSError:  # full, or broken: the loop finds out which
                 return False
-            if sent < len(pieces[0]):
-                self._rest = memoryview(pieces[0])[sent:]
+            if written < len(piece):
+                self._rest = memoryview(piece)[written:]
                 self._loop.call_soon_threadsafe(self._write_rest)
             return True
         finally:
-            self._writing.release()
+            if writing._is_owned():  # type: ignore[attr-defined]
+                writing.release()
 
     def _flush(self) -> None:
         if self._out:
-            with self._writing:
+            held = self._keep_others_out()
+            try:
                 super()._flush()
+            finally:
+                if held:
+                    self._writing.release()
+
+    def _keep_others_out(self) -> bool:
+        """Take the lock, for the loop. False: a thread inside ``send_now`` stands in a signal's handler, which may wait for the loop."""
+        return self._writing.acquire(timeout=HANDLER_S)
 
     def _write_in_turn(self, piece: Buffer) -> None:
-        with self._writing:
+        held = self._keep_others_out()
+        try:
             rest, self._rest = self._rest, None
             if rest is not None:
                 self._transport.write(rest)
             self._transport.write(piece)
+        finally:
+            if held:
+                self._writing.release()
 
     def _write_rest(self) -> None:
         if self._rest is not None:
@@ -134,8 +165,10 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
 
     def _end_direct(self) -> None:
         """From now on no other thread writes."""
-        with self._writing:
-            self.closed = True
-            direct, self._direct = self._direct, None
+        held = self._keep_others_out()
+        self.closed = True
+        direct, self._direct = self._direct, None
+        if held:
+            self._writing.release()
         if direct is not None:
             direct.close()

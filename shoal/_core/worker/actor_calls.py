@@ -81,6 +81,7 @@ class ActorCalls:
 
     def sent(self, record: TaskRecord, channel: object) -> None:
         """A user thread has sent the call itself, over ``channel``."""
+        record.state = PUSHED
         if channel is self.channel and (self.state != ACTOR_DEAD or self.connected_now):
             self.in_flight[record.task_id] = record
         elif self.state == ACTOR_DEAD:

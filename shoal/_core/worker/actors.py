@@ -34,7 +34,7 @@ from shoal._core.wire.messages import (
 from .actor_calls import ActorCalls, CallLimit
 from .cancellation import cancelled_error
 from .entries import Entry
-from .express import Left
+from .express import REFUSED, SENT, UNUSED
 from .objects import TAKE_OVER_S
 from .peers import Peer
 from .records import FINISHED, PUSHED, TaskRecord
@@ -190,25 +190,30 @@ class Actors:
         if offer is not None and self.core.express.withdraw(offer):
             calls.offer = None
 
-    def _sent(self, offered: ActorCalls, peer: Peer, record: TaskRecord, left: Left) -> None:
-        """What became of a call that a user thread wanted to send itself."""
-        offered.offer = None
-        if left is False:
-            return  # it comes in the usual way
+    def _told(self, offered: ActorCalls, peer: Peer, record: TaskRecord, fate: str) -> None:
+        """What becomes of the offer of an idle actor to user threads."""
+        if fate in (SENT, UNUSED):
+            offered.offer = None
         actor_id = record.template.actor_id
-        calls = self.subscribe(actor_id)
-        token = self.core.objects.own.entries.get(token_id(actor_id))
-        if token is not None:
-            token.count += 1
-            record.held = [token]
-        self.core.cancellation.started(record)
-        if self.core.lost or left is None:
-            # Its maker was interrupted while it sent: nobody has the reference, and nobody knows whether the actor has the call.
-            record.returns[0].seen = True
-            self.core.tasks.fail(record, self.core.lost or cancelled_error(record))
+        if fate == SENT:
+            calls = self.subscribe(actor_id)
+            token = self.core.objects.own.entries.get(token_id(actor_id))
+            if token is not None:
+                token.count += 1
+                record.held = [token]
+            self.core.cancellation.started(record)
+            if self.core.lost:
+                self.core.tasks.fail(record, self.core.lost)
+            else:
+                calls.sent(record, peer)
+                self._dirty[actor_id] = calls
+        elif fate == UNUSED or actor_id not in self.calls or self.calls[actor_id].finished(record.task_id) is None:
+            return  # nothing is under way, or it was answered or lost meanwhile
+        elif fate == REFUSED:
+            self.send_again(record)
         else:
-            calls.sent(record, peer)
-            self._dirty[actor_id] = calls
+            record.returns[0].seen = True  # nobody has the reference
+            self.core.tasks.fail(record, cancelled_error(record))
 
     def _fail_on_argument(self, record: TaskRecord) -> bool:
         for entry in record.deps:
@@ -258,7 +263,7 @@ class Actors:
             self.core.drain_inbox()  # a user thread has sent it, and its word of that is still there
         record = calls.finished(message.task_id)
         if calls.offer is None and calls.channel is peer and calls.may_offer() and calls.limit is None:
-            calls.offer = self.core.express.offer(calls.actor_id, peer, lambda record, left: self._sent(calls, peer, record, left))
+            calls.offer = self.core.express.offer(calls.actor_id, peer, lambda record, fate: self._told(calls, peer, record, fate))
         if record is not None:
             self.core.tasks.finish(record, message, peer.address.worker_id)
         else:
@@ -324,6 +329,7 @@ class Actors:
         calls = self.calls.get(update.actor_id)
         if calls is None:
             return
+        self._withdraw(calls)
         calls.updated(update)
         if update.state == ACTOR_DEAD:
             # Not at once: its process, which is being killed, may answer a call with a reference to one of them.

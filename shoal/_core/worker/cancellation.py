@@ -95,6 +95,7 @@ class Cancellation:
 
     def cancel_children(self, task_id: bytes, force: bool) -> None:
         """Recursive cancel: everything that the cancelled task started here."""
+        self.core.drain_inbox()  # what it has sent itself (``express.py``)
         for record in list(self._children.get(task_id, ())):
             self.cancel_record(record, force, True)
 

@@ -40,7 +40,7 @@ def _lent_actors(core: Core) -> bool:
 
 async def hand_over(core: Core, cause: m.Cause) -> None:
     """Give the node agent what others hold of this process, and leave the session. Returns when the agent has it."""
-    core.leasing.submission.give_back_idle()
+    core.leasing.leave()
     core.agent.send(m.ProcessExiting(cause))
     # What others hold, and what is inside of that, to any depth.
     held: dict[bytes, Entry] = {}

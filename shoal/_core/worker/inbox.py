@@ -3,9 +3,9 @@
     any thread: post(fn, arg) -> deque.append, and one eventfd write if nobody has written since the last drain
     I/O thread: the loop sees the eventfd, clears the flag, calls fn(arg) for everything queued, then ``on_drained`` once
 
-Order is kept across all threads' own posts. ``post_later`` is for reference counts: it may run in ``__del__``, inside any lock,
-so it appends and at most writes to the eventfd; the I/O thread then waits ``LATER_S`` so that a loop of put and delete costs one
-wake-up per 5 ms, not one per object.
+Order is kept across all threads' own posts. ``post_later`` is for what can wait, reference counts above all: it may run in ``__del__``,
+inside any lock, so it appends and at most writes to the eventfd; the I/O thread then waits ``LATER_S``, so that a loop of put and delete
+costs one wake-up per 5 ms, not one per object.
 """
 
 from __future__ import annotations
@@ -40,21 +40,28 @@ class Inbox:
         """Have ``fn(arg)`` called on the I/O thread, soon."""
         self._queue.append((fn, arg))
         if not self._signalled:
-            self._signalled = True
-            self._wake()
+            self.signal()
 
     def signal(self) -> None:
         """Have what was posted with ``post_later`` run soon."""
         if not self._signalled:
             self._signalled = True
-            self._wake()
+            try:
+                self._wake()
+            except BaseException:  # Ctrl-C on the way: the next who posts wakes it
+                self._signalled = False
+                raise
 
     def post_later(self, fn: Callable[[Any], Any], arg: Any) -> None:
         """The same within a few milliseconds; safe inside ``__del__``."""
         self._queue.append((fn, arg))
         if not self._signalled and not self._later:
             self._later = True
-            self._wake()
+            try:
+                self._wake()
+            except BaseException:
+                self._later = False
+                raise
 
     def idle(self) -> bool:
         """Whether everything that the calling thread has posted was handled."""
@@ -110,6 +117,8 @@ class Inbox:
             self._on_drained()
         finally:
             self._draining = False
+            if queue:  # one of them failed, which the loop reports; the others shall not wait for the next post
+                self.signal()
 
     def abandon(self) -> None:
         """In a forked child: never write to the descriptor, which is the parent's, and whose number may soon be another file's."""

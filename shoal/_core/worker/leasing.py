@@ -32,7 +32,7 @@ from shoal._core.wire.messages import (
 )
 
 from .cancellation import cancelled_error
-from .express import Left
+from .express import REFUSED, SENT, UNUSED
 from .peers import Peer
 from .records import TaskRecord
 from .submission import Lease, ShapeQueue, Submission
@@ -60,6 +60,8 @@ class Leasing:
         self._next_request = 0
         self._ticking = False
         self._warned: set[str] = set()
+        #: This process ends: no more leases.
+        self._leaving = False
 
     def enqueue(self, record: TaskRecord, *, front: bool = False) -> None:
         """Queue a task whose arguments are ready."""
@@ -85,6 +87,13 @@ class Leasing:
             self._ticking = True
             self.core.loop.call_later(TICK_S, self._tick)
 
+    def leave(self) -> None:
+        """This process ends: give back what is idle. A task that still runs belongs to nobody, and its worker could not serve others."""
+        self._leaving = True
+        self.submission.give_back_idle()
+        for lease in self.submission.leases.values():
+            self.core.agent.send(ReturnLease(lease.id, worker_failed=True))
+
     # --- effects of submission -----------------------------------------------------------------------------
 
     def request_lease(self, shape: Shape, backlog: int, name: str, retriable: bool) -> int:
@@ -107,7 +116,9 @@ class Leasing:
         if done.cancelled() or self.core.closing:
             return
         error = done.exception()
-        if error is None:
+        if error is None and self._leaving:
+            self.core.agent.send(ReturnLease(done.result().lease_id))
+        elif error is None:
             grant: LeaseGranted = done.result()
             lease = self.submission.granted(shape, number, grant, self.core.loop.time())
             peer = self.core.peers.get(grant.worker)
@@ -176,7 +187,7 @@ class Leasing:
         if message.exiting:
             self.submission.retire(lease)
         if lease.offer is None and self.submission.may_offer(lease):
-            lease.offer = self.core.express.offer(lease.queue.shape, peer, lambda record, left: self._sent(lease, record, left))
+            lease.offer = self.core.express.offer(lease.queue.shape, peer, lambda record, fate: self._told(lease, record, fate))
         self._dirty[lease.queue.shape] = lease.queue
         if record is not None:
             self.core.tasks.finish(record, message, peer.address.worker_id)
@@ -185,22 +196,28 @@ class Leasing:
         if lease.wanted or lease.dead:
             self.submission.settle(lease)
 
-    def _sent(self, lease: Lease, record: TaskRecord, left: Left) -> None:
-        """What became of a task that a user thread wanted to send on an idle lease."""
-        lease.offer = None
-        if left is False:  # it comes in the usual way
+    def _told(self, lease: Lease, record: TaskRecord, fate: str) -> None:
+        """What becomes of the offer of an idle lease to user threads."""
+        now = self.core.loop.time()
+        self._dirty[lease.queue.shape] = lease.queue
+        if fate in (SENT, UNUSED):
+            lease.offer = None
+        if fate == UNUSED:
             self.submission.settle(lease)
-            return
-        self.core.cancellation.started(record)
-        if self.core.lost:
-            self.core.tasks.fail(record, self.core.lost)
-        elif left is None:
-            # Its maker was interrupted while it sent: nobody has the reference, and nobody knows whether the worker has the task.
-            record.returns[0].seen = True
+        elif fate == SENT:
+            self.core.cancellation.started(record)
+            if self.core.lost:
+                self.core.tasks.fail(record, self.core.lost)
+            elif not self.submission.sent(lease, record, now):
+                self.core.tasks.lost_with_worker(record, lease.cause or _NO_CAUSE)
+        elif fate == REFUSED:
+            if self.submission.not_sent(lease, record, now):
+                self.submission.settle(lease)
+                self.core.tasks.ready(record)
+        elif self.submission.not_sent(lease, record, now):
+            record.returns[0].seen = True  # nobody has the reference
             self.core.tasks.fail(record, cancelled_error(record))
-            self._worker_gone(lease, None)
-        elif not self.submission.sent(lease, record, self.core.loop.time()):
-            self.core.tasks.lost_with_worker(record, lease.cause or _NO_CAUSE)
+            self.submission.settle(lease)
 
     def on_hand_back(self, peer: Peer, message: HandBack) -> None:
         lease: Lease | None = peer.lease
@@ -232,6 +249,7 @@ class Leasing:
                 self._worker_gone(lease, message.cause)
             else:
                 # Its last replies may still be unread: the end of its connection comes after them. (A child may hold that open.)
+                self.withdraw(lease)
                 lease.cause, lease.dead = message.cause, True
                 self.core.loop.call_later(LAST_WORDS_S, self._worker_gone, lease, message.cause)
             self.core.flush()

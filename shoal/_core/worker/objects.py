@@ -37,7 +37,6 @@ from shoal._core.wire.messages import (
 
 from .entries import FAILED, PENDING, STORED, BorrowedEntry, Entry
 from .ownership import Ownership
-from .peers import Peer
 from .waiting import GetOperation, Operation, WaitOperation
 
 if TYPE_CHECKING:
@@ -145,22 +144,18 @@ class Objects:
         return futures
 
     def _register_other(self, entry: BorrowedEntry, holder: Address) -> asyncio.Future[Any]:
-        channel = self.core.owner_channel(entry.owner)
-        future: asyncio.Future[Any] = channel.request(AddBorrower(0, entry.object_id, holder))
-        if not isinstance(channel, Peer) or channel.connection is not None:
-            return future
-        # An owner that cannot be reached has heard nothing, and has handed the object over or was killed.
+        """Register a third process with the owner, or with its successor: then told twice perhaps, which can leak, never too seldom."""
         result: asyncio.Future[Any] = self.core.loop.create_future()
 
         def settled(done: asyncio.Future[Any]) -> None:
             error = done.exception() if not done.cancelled() else ConnectionLost("cancelled")
-            if isinstance(error, ConnectionLost) and channel.connection is None and not self.core.lost and not self.core.closing:
+            if isinstance(error, ConnectionLost) and not self.core.lost and not self.core.closing:
                 again = self.core.agent.request(AddBorrower(0, entry.object_id, holder))
                 self.core.when_all([again], lambda: result.set_result(None))
             else:
                 result.set_result(None)
 
-        future.add_done_callback(settled)
+        self.core.owner_channel(entry.owner).request(AddBorrower(0, entry.object_id, holder)).add_done_callback(settled)
         return result
 
     def infos(self, inner: Iterable[Entry]) -> list[ObjectRefInfo]:

@@ -90,22 +90,22 @@ class Reader:
             timeout_s = 0.0 if any(entry is not None and entry.kind < 0 for entry in found) else 60.0
             timeout_s = max(timeout_s, 0.2)
         operation = GetOperation([ref._id for ref in refs])
-        if len(refs) == 1 and _is_under_way(found[0]):
-            # The reply wakes the I/O thread, which need not be awake before; if it was faster than this thread, it does not look again.
-            self._bridge.post_later(self._core.objects.start_get, operation)
-            if not _is_under_way(found[0]):
-                self._bridge.inbox.signal()
-        else:
-            self._post(self._core.objects.start_get, operation)
         try:
+            if len(refs) == 1 and _is_under_way(found[0]):
+                # The reply wakes the I/O thread, which need not be awake before; if it was faster than this thread, it does not look again.
+                self._bridge.post_later(self._core.objects.start_get, operation)
+                if not _is_under_way(found[0]):
+                    self._bridge.inbox.signal()
+            else:
+                self._post(self._core.objects.start_get, operation)
             with self._blocked():
                 done = operation.wait(timeout_s)
             if not done:
                 raise self._timeout(refs, [self._entries.get(ref._id) for ref in refs], timeout_s)
+            return dict(operation.places)
         except BaseException:
             self._post(self._core.objects.end_operation, operation)
             raise
-        return dict(operation.places)
 
     def _timeout(self, refs: Sequence[ObjectRef[Any]], found: Sequence[Entry | None], timeout_s: float | None) -> Exception:
         missing = [ref for ref, entry in zip(refs, found, strict=True) if entry is None or entry.kind < 0]

@@ -231,9 +231,18 @@ class Submission:
         """A user thread has sent a task on an idle lease. False if the worker is lost meanwhile."""
         if lease.id not in self.leases:
             return False
+        record.state = PUSHED
         record.lease = lease
         lease.last_progress = now
         lease.in_flight[record.task_id] = record
+        return True
+
+    def not_sent(self, lease: Lease, record: TaskRecord, now: float) -> bool:
+        """What ``sent`` said is not true. False if the task was lost with the lease meanwhile, and cared for."""
+        if lease.in_flight.pop(record.task_id, None) is None:
+            return False
+        record.lease = None
+        lease.idle_since = now
         return True
 
     def may_offer(self, lease: Lease) -> bool:

@@ -83,6 +83,7 @@ class Inbound:
         caller = self._callers.get(connection)
         if caller is None:
             caller = self._callers[connection] = Caller(connection)
+            connection.allow_send_now()
         return caller
 
     def _on_begin_lease(self, caller: Caller, message: m.BeginLease) -> None:
@@ -218,7 +219,7 @@ class Inbound:
         caller = call.caller
         if caller.outgoing or not self.queue.empty() or not self.inbox.idle() or self.core.objects.has_unregistered():
             return False
-        if not caller.connection.send_now(lambda: done):
+        if not caller.connection.send_now(done):
             return False
         self.calls.pop(call.task.task_id, None)
         return True
