@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -26,6 +27,13 @@ import observed_head
 from drivers import Driver
 from meeting import Meeting
 from watch import GONE_S, SAFETY_S, Here, Session, wait_for
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard():
+    """A shell starts background jobs with SIGINT ignored, and programs hand that on to those that they start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
