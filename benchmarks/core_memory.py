@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from harness import Recorder, main, pss_bytes, scaled
+from harness import Recorder, main, scaled
 
 PENDING = scaled(20_000, 200)
 REFERENCES = scaled(50_000, 200)
@@ -28,20 +28,20 @@ def runtime(recorder: Recorder) -> None:
     api.get([one.remote() for _ in range(100)])
     _readers(recorder, api)
     if recorder.wanted("memory_per_reference"):
-        before = _own()
+        before = _private()
         references = [api.put(i) for i in range(REFERENCES)]
-        recorder.emit("memory_per_reference", (_own() - before) / REFERENCES)
+        recorder.emit("memory_per_reference", (_private() - before) / REFERENCES)
         del references
     if recorder.wanted("growth_per_task"):
         _finish(api, one, FINISHED)
-        before = _own()
+        before = _private()
         _finish(api, one, FINISHED)
-        recorder.emit("growth_per_task", max(0, _own() - before) / FINISHED)
+        recorder.emit("growth_per_task", max(0, _private() - before) / FINISHED)
     if recorder.wanted("memory_per_pending_task"):
-        before = _own()
+        before = _private()
         references = [one.options(resources={"absent": 1}).remote() for _ in range(PENDING)]
         time.sleep(1)
-        recorder.emit("memory_per_pending_task", (_own() - before) / PENDING)
+        recorder.emit("memory_per_pending_task", (_private() - before) / PENDING)
         for reference in references:
             api.cancel(reference)
         del references
@@ -82,11 +82,8 @@ def _finish(api, task, count: int) -> None:
         api.get([task.remote() for _ in range(min(1000, count))])
 
 
-def _own() -> int:
-    return pss_bytes([os.getpid()])
-
-
 def _private() -> int:
+    """Bytes that only this process has: the store's pages count for nobody, whoever maps them at the moment."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Dirty", "Private_Clean")))
 
