@@ -70,8 +70,8 @@ def test_two_drivers_do_not_see_each_other(fresh_session):
         try:
             first = other.stdout.readline().split()
             assert first[:4] == ["theirs", "1", "False", "1.0"]
-            theirs = Path(first[4])
-            assert theirs != session_dir
+            theirs = Path(first[4]).resolve()
+            assert theirs != session_dir.resolve()
             check(session_dir)
             other.stdin.write("again\n")
             other.stdin.flush()

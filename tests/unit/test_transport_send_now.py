@@ -68,6 +68,27 @@ def test_what_does_not_fit_goes_first_when_the_loop_writes(tmp_path, loop_factor
     run(tmp_path, loop_factory, test)
 
 
+def test_a_write_that_fails_loses_nothing_that_the_peer_sent_before_it_ended(tmp_path, loop_factory):
+    async def test(server: Connection, client: Connection, received: list[int]) -> None:
+        ended = asyncio.Event()
+        client.on_close = lambda _c: ended.set()
+        client._transport.pause_reading()
+        for number in range(100):
+            server.send(ping(number, 1000))
+        gone = asyncio.Event()
+        server.on_close = lambda _c: gone.set()
+        server.close()
+        await gone.wait()
+        assert received == []
+        client._transport.resume_reading()
+        client.send(ping(0))
+        client._flush()
+        await ended.wait()
+        assert received == list(range(100))
+
+    run(tmp_path, loop_factory, test)
+
+
 def test_it_refuses_while_something_is_queued_and_after_the_end(tmp_path, loop_factory):
     async def test(server: Connection, client: Connection, received: list[int]) -> None:
         server.send(ping(0))

@@ -11,6 +11,7 @@ nothing unsent, and the loop's writes wait for it: both hold ``_writing``. What 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import operator
 import os
 import socket
@@ -28,6 +29,7 @@ from shoal._core.wire.messages import Message
 _JUDGE_MESSAGES = 64
 #: Seconds that the loop waits for a thread inside ``send_now``, which is there for microseconds.
 HANDLER_S = 0.02
+_REST_BYTES = 1 << 18
 _DIRECT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 #: Does nothing, in C: a function of ours would let signals' handlers run.
 _nothing = int
@@ -154,6 +156,8 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
         self._wake_drained()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and not self.closed:
+            self._read_rest()
         if self._close_timer is not None:
             self._close_timer.cancel()
         if not self._reason:
@@ -162,6 +166,12 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
                 self._reason += f", in the middle of a frame ({self._decoder.pending_bytes} bytes of it had arrived)"
         self._end_direct()
         self._end()
+
+    def _read_rest(self) -> None:
+        """A write that fails ends the transport at once. What the peer sent before it ended, its last replies, lies in the socket still."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as rest:
+            while not self.closed and (data := rest.recv(_REST_BYTES, socket.MSG_DONTWAIT)):
+                self.data_received(data)
 
     def _end_direct(self) -> None:
         """From now on no other thread writes."""
