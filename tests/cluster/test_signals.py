@@ -9,6 +9,7 @@ import time
 import pytest
 
 import shoal
+from shoal._base import runtime as holder
 from shoal.testing import fresh_cluster, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(90)]
@@ -68,6 +69,7 @@ def test_a_handler_may_make_calls_and_wait_for_them(cluster, alarm, kind):
 
 # Python drops an interrupt that comes inside of __del__, and with it one count of a reference: nothing can be done about that.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", ["tasks", "actor calls"])
 def test_ctrl_c_at_any_moment_leaves_a_session_that_works(cluster, alarm, kind):
     method = double if kind == "tasks" else Doubler.remote().double
@@ -83,3 +85,23 @@ def test_ctrl_c_at_any_moment_leaves_a_session_that_works(cluster, alarm, kind):
     assert interrupted > 100
     assert shoal.get([method.remote(number) for number in range(100)], timeout=30) == [2 * number for number in range(100)]
     wait_for(lambda: shoal.available_resources().get("CPU") == 2.0, 20, "the return of the CPUs")
+
+
+@shoal.remote
+def read_again_and_again(box):
+    while True:
+        values = shoal.get(box[0])
+        del values
+
+
+def test_a_cancelled_task_holds_no_reference(cluster):
+    draw = random.Random(3)
+    box = shoal.put([shoal.put(number) for number in range(5)])
+    for _ in range(60):
+        ref = read_again_and_again.remote([box])
+        time.sleep(draw.uniform(0.003, 0.012))
+        shoal.cancel(ref)
+        with pytest.raises(shoal.exceptions.TaskCancelledError):
+            shoal.get(ref, timeout=20)
+    entries = holder.current().core.objects.own.entries
+    wait_for(lambda: not any(entry.borrowers for entry in list(entries.values())), 20, "the end of all borrowing")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import mmap
 import os
 import signal
@@ -17,7 +18,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from shoal._base import ids
+from shoal._base import ids, references
 from shoal._core.serialization import sys_exit_cause, unpickle_function
 from shoal._core.wire import messages as m
 
@@ -31,6 +32,8 @@ from .user_code import prepared
 FUNCTION_LIMIT = 2000
 #: Seconds that a process which leaves waits for registrations that its last replies need.
 REPLIES_S = 2.0
+#: Calls between a reference's constructor or finalizer and the deepest function that they use, and some more.
+_FRAMES = 8
 
 
 class MainThread:
@@ -108,6 +111,8 @@ class MainThread:
             self.running = None
             self._interruptible = False
             self._last_words = 0 <= template.max_retries <= call.task.attempt
+        if call.cancelled:
+            gc.collect()  # the frames that were interrupted and their error hold each other, and the references in them
         if self._crash is not None:
             self.leave(self._crash)
         if exiting:
@@ -189,14 +194,21 @@ class MainThread:
         else:
             self.inbound.hand_back()
 
-    def _on_interrupt(self, _signum: int, _frame: types.FrameType | None) -> None:
+    def _on_interrupt(self, _signum: int, frame: types.FrameType | None) -> None:
         wanted, self._interrupt = self._interrupt, None
         if wanted is None or wanted is not self.running:
             return
         if self._interruptible:
+            if _counts_references(frame):
+                self.inbound.inbox.post_later(self._interrupt_again, wanted)
+                return
             self._interruptible = False
             raise KeyboardInterrupt
         # Between two steps of the runner; the function's wrapper looks at ``call.cancelled``.
+
+    def _interrupt_again(self, call: Call) -> None:
+        if self.running is call:
+            self.cancel(call)
 
     # --- the other ends ------------------------------------------------------------------------------------
 
@@ -217,6 +229,20 @@ class MainThread:
             with contextlib.suppress(ValueError, OSError):
                 out.flush()
         os._exit(cause.exit_code or 0)
+
+
+def _counts_references(frame: types.FrameType | None) -> bool:
+    """Whether the code that a signal has stopped makes or drops a reference, or runs in a finalizer.
+
+    Python swallows what is raised in ``__del__``: the cancel would be lost, and the count of a reference with it, to the end of the worker.
+    """
+    for _ in range(_FRAMES):
+        if frame is None:
+            return False
+        if frame.f_code.co_name == "__del__" or frame.f_globals.get("__name__") == references.__name__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _open_progress(session_dir: str, worker_id: bytes) -> mmap.mmap:
