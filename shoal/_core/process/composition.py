@@ -49,6 +49,7 @@ class HeadParts:
         self._loop = loop
         self._session = session
         self._transport = SocketTransport(loop, context.token)
+        #: Connections of the node agent to other processes.
         self._peers = SharedConnections(loop, self._transport, _no_message)
         self._storage = SqliteStorage(session.directory / TABLES_FILE)
         self.control_store = ControlStore(loop, self._storage, settings)
@@ -84,7 +85,6 @@ class HeadParts:
         self._memory_monitor_s = settings.memory_monitor_s
         self._memory_timer: asyncio.TimerHandle | None = None
         self._listeners: list[SocketListener] = []
-        #: Connections of the node agent to other processes, by address.
 
     async def start(self) -> None:
         """Listen, join control store and node agent, start the first workers."""

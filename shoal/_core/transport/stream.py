@@ -29,6 +29,7 @@ from shoal._core.wire.messages import Message
 _JUDGE_MESSAGES = 64
 #: Seconds that the loop waits for a thread inside ``send_now``, which is there for microseconds.
 HANDLER_S = 0.02
+#: Read at once of what a peer left.
 _REST_BYTES = 1 << 18
 _DIRECT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 #: Does nothing, in C: a function of ours would let signals' handlers run.
