@@ -74,11 +74,13 @@ class Export:
 
     def _pickle(self, job: Job) -> tuple[bytes, bytes, list[ObjectRef[Any]]]:
         """Return (bytes, name, references inside); the name is empty unless the bytes contain it."""
-        _exporting.stack.append((self, job))
+        stack = _exporting.stack
+        depth = len(stack)
         try:
+            stack.append((self, job))
             blob, refs = pickle_function(self.target)
         finally:
-            _exporting.stack.pop()
+            del stack[depth:]
         if _PLACEHOLDER not in blob:
             return blob, b"", refs
         own_id = hashlib.blake2b(blob, digest_size=FUNCTION_BYTES).digest()

@@ -34,7 +34,7 @@ _REST_BYTES = 1 << 18
 _DIRECT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 #: Does nothing, in C: a function of ours would let signals' handlers run.
 _nothing = int
-_call: Callable[[Callable[[], Any]], Any] = operator.call
+_call: Callable[[Any], Any] = operator.call
 
 
 class SocketConnection(FramedConnection, asyncio.Protocol):
@@ -50,8 +50,10 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
         self._writing = threading.RLock()
         #: The peer as other threads reach it; a duplicate, so that no closed and reused descriptor is ever written to.
         self._direct: socket.socket | None = None
-        #: The end of a message that ``send_now`` could not write whole.
-        self._rest: Buffer | None = None
+        #: What ``send_now`` wrote last, and first in a list how many bytes of it it could write; until the loop's next write.
+        self._last: tuple[Buffer, list[Any]] | None = None
+        #: Counts the loop's writes: it does not wait for ever for the lock.
+        self._turn = 0
         self._accepted = accepted
         self._write_paused = False
         self._close_timer: asyncio.TimerHandle | None = None
@@ -71,26 +73,34 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
         piece = pieces[0]
         try:
             writing.acquire()
-            direct = self._direct
+            direct, turn = self._direct, self._turn
             if direct is None or self.closed or self._finishing:
                 return False
-            if self._out or self._rest is not None or self._transport.get_write_buffer_size():
+            if self._out or self._rest() or self._transport.get_write_buffer_size():
                 return False
             if is_valid is not None and not is_valid():
                 return False
-            # In one step for signals' handlers, which run between two instructions of Python only: they find the lock free.
+            progress: list[Any] = []
+            steps = map(_call, (partial(direct.send, piece, _DIRECT), writing.release, sent or _nothing))
             try:
-                steps: tuple[Callable[[], Any], ...] = (partial(direct.send, piece, _DIRECT), writing.release, sent or _nothing)
-                written, _, _ = map(_call, steps)
+                # Signals' handlers, interrupts and other threads come behind calls only: not between these lines, and not into
+                # ``extend``, which notes what was written before it lets go of the lock.
+                self._last = piece, progress
+                if self._turn != turn:
+                    self._last = None
+                    return False
+                progress.extend(steps)
             except OSError:  # full, or broken: the loop finds out which
+                self._last = None
                 return False
-            if written < len(piece):
-                self._rest = memoryview(piece)[written:]
+            if self._rest():
                 self._loop.call_soon_threadsafe(self._write_rest)
             return True
         finally:
-            if writing._is_owned():  # type: ignore[attr-defined]
+            try:  # no call may stand before release: an interrupt behind it would leave the lock taken for ever
                 writing.release()
+            except RuntimeError:
+                pass  # it is free already, or this thread was interrupted while it waited
 
     def _flush(self) -> None:
         if self._out:
@@ -103,21 +113,34 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
 
     def _keep_others_out(self) -> bool:
         """Take the lock, for the loop. False: a thread inside ``send_now`` stands in a signal's handler, which may wait for the loop."""
-        return self._writing.acquire(timeout=HANDLER_S)
+        while not self._writing.acquire(timeout=HANDLER_S):
+            last = self._last
+            if last is None or last[1]:
+                return False
+            # It is at its system call, where no handler runs, and only waits for a processor.
+        return True
 
     def _write_in_turn(self, piece: Buffer) -> None:
         held = self._keep_others_out()
         try:
-            rest, self._rest = self._rest, None
-            if rest is not None:
+            self._turn += 1
+            rest, self._last = self._rest(), None
+            if rest:
                 self._transport.write(rest)
             self._transport.write(piece)
         finally:
             if held:
                 self._writing.release()
 
+    def _rest(self) -> Buffer:
+        """Return the end of a message that ``send_now`` could not write whole."""
+        if self._last is None:
+            return b""
+        piece, progress = self._last
+        return memoryview(piece)[progress[0] :] if progress else b""
+
     def _write_rest(self) -> None:
-        if self._rest is not None:
+        if self._rest():
             self._write_in_turn(b"")
 
     def saturated(self) -> bool:

@@ -93,10 +93,10 @@ class Inbox:
             os.eventfd_read(self._fd)
         except BlockingIOError:
             return
-        if self._signalled:
-            self.drain()
         if self._later and self._timer is None:
             self._timer = self._loop.call_later(LATER_S, self._time_out)
+        if self._signalled:
+            self.drain()
 
     def _time_out(self) -> None:
         self._timer = None

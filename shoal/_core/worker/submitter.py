@@ -62,8 +62,8 @@ class Submitter:
     def export(self, pickled: bytes, function_id: bytes | None = None) -> bytes:
         function_id = function_id or hashlib.sha224(pickled).digest()
         if function_id not in self._exported:
-            self._exported.add(function_id)
             self._post(self._core.control_store.send, m.PutFunction(function_id, self._core.job_id, pickled))
+            self._exported.add(function_id)  # last: interrupted before, it is sent again, which does no harm
         return function_id
 
     def submit_task(self, template: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "") -> Any:
