@@ -83,9 +83,15 @@ def _finish(api, task, count: int) -> None:
 
 
 def _private() -> int:
-    """Bytes that only this process has: the store's pages count for nobody, whoever maps them at the moment."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Dirty", "Private_Clean")))
+    """Bytes that only this process has, without the store's pages: those would count for whoever maps them alone at the moment."""
+    total, shared = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        field, *rest = line.split()
+        if not field.endswith(":"):  # the first line of a mapping
+            shared = rest[0].endswith("s")
+        elif not shared and field in ("Private_Dirty:", "Private_Clean:"):
+            total += int(rest[0]) * 1024
+    return total
 
 
 if __name__ == "__main__":
