@@ -3,7 +3,7 @@
 <temp dir>/shoal-<uid>/                     0700, ours or refused
     latest_cluster                          JSON: the newest cluster of this user
     session_<time>_<pid>_<random>/          0700
-        token (0600)  agent.sock  control.sock  w-*.sock  session.json  spill/
+        token (0600)  agent.sock  control.sock  handover.sock  w-*.sock  session.json  spill/
         logs/                               survives the session
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 AGENT_SOCKET = "agent.sock"
 CONTROL_SOCKET = "control.sock"
+HANDOVER_SOCKET = "handover.sock"
 TOKEN_FILE = "token"
 LOGS = "logs"
 SPILL = "spill"

@@ -58,6 +58,8 @@ time.sleep(300)
 class FakeParts:
     """Obeys JSON lines on agent.sock and tells everybody there what happens."""
 
+    endpoint = ""
+
     def __init__(self, context):
         self.context = context
         self.writers = []

@@ -99,6 +99,8 @@ def _hold_spilling(disk, session_dir):
 class ObservedParts:
     """The real parts, and the server of ``ask``."""
 
+    endpoint = ""
+
     def __init__(self, parts, context):
         self.parts = parts
         self.context = context

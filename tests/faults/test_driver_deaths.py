@@ -103,7 +103,7 @@ def test_a_driver_killed_before_it_has_a_head_is_cleaned_up_after_by_the_next(st
         driver = start(
             """
             from shoal._core.process import start
-            def wait_here(session, *args):
+            def wait_here(role, session, *args):
                 say(session.directory)
                 time.sleep(1000)
             start._spawn = wait_here

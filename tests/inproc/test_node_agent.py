@@ -571,7 +571,7 @@ def test_stored_objects_of_a_killed_owner_wait_for_their_holders(node: Node) -> 
     me = Address(b"driver", b"", "")
     driver.say(wire.AddBorrower(2, b"kept", me, 1))
     driver.say(wire.GetObject(3, b"kept", me))
-    assert driver.last(wire.ObjectValue).value == Value(1, b"", 10)
+    assert driver.last(wire.ObjectValue).value == Value(1, b"", 10, node_id=node.agent.node.node_id)
     node.agent.adopted.tick()
     assert node.store.freed == [b"dropped"]
     driver.hang_up()

@@ -34,7 +34,8 @@ def test_a_lease_wanted_back_in_the_frame_that_grants_it_is_given_back() -> None
     loop = asyncio.new_event_loop()
     agent, worker = Agent(loop), SimpleNamespace(lease=None, send=lambda message: None)
     core = SimpleNamespace(
-        loop=loop, settings=Settings(), agent=agent, closing=False, me=Address(b"me", b"n", "unix:me"),
+        loop=loop, settings=Settings(), agent=agent, agents=SimpleNamespace(get=lambda node_id: agent), closing=False,
+        me=Address(b"me", b"n", "unix:me"),
         peers=SimpleNamespace(get=lambda address: worker), tasks=SimpleNamespace(wire_task=lambda peer, record: record),
     )  # fmt: skip
     leasing = Leasing(core)  # type: ignore[arg-type]
@@ -44,7 +45,7 @@ def test_a_lease_wanted_back_in_the_frame_that_grants_it_is_given_back() -> None
     leasing.flush()
     # Both are read from the socket in one turn of the loop.
     agent.answers[0].set_result(LeaseGranted(0, 7, Address(b"w", b"n", "unix:w"), 1))
-    leasing.on_lease_wanted(None, LeaseWanted(7))
+    leasing.on_lease_wanted(agent, LeaseWanted(7))
     loop.run_until_complete(asyncio.sleep(0))
     [lease] = leasing.submission.leases.values()
     assert lease.wanted

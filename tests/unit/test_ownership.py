@@ -7,7 +7,7 @@ from collections import deque
 from typing import Any
 
 from shoal._core.wire.messages import Address, ObjectRefInfo
-from shoal._core.worker.entries import INLINE, RELEASED, STORED, BorrowedEntry, Entry
+from shoal._core.worker.entries import INLINE, RELEASED, STORED, BorrowedEntry, Entry, Stored
 from shoal._core.worker.ownership import Ownership
 
 
@@ -26,7 +26,7 @@ class Shell:
         self.gone: list[bytes] = []
         self.watched: list[Address] = []
 
-    def free_stored(self, object_id: bytes) -> None:
+    def free_stored(self, object_id: bytes, node_id: bytes) -> None:
         self.freed.append(object_id)
 
     def remove_borrower(self, object_id: bytes, owner: Address, count: int) -> None:
@@ -50,7 +50,7 @@ def make() -> tuple[Ownership, Shell]:
 def test_the_last_reference_frees_a_stored_object():
     own, shell = make()
     entry = own.new_owned(A)
-    own.complete(entry, STORED, 10)
+    own.complete(entry, STORED, Stored(b"n", 10))
     own.ref_added(A, None)
     own.ref_dropped(A)
     assert shell.freed == []
@@ -64,7 +64,7 @@ def test_a_result_that_nobody_waits_for_is_freed_when_it_arrives():
     entry = own.new_owned(A)
     own.ref_dropped(A)
     assert own.entries == {}
-    own.complete(entry, STORED, 10)
+    own.complete(entry, STORED, Stored(b"n", 10))
     assert shell.freed == [A]
 
 
@@ -98,7 +98,7 @@ def test_ten_thousand_nested_objects_are_freed_without_recursion():
 def test_registrations_are_counted():
     own, shell = make()
     entry = own.new_owned(A)
-    own.complete(entry, STORED, 1)
+    own.complete(entry, STORED, Stored(b"n", 1))
     own.add_borrower(entry, address("b"))
     own.add_borrower(entry, address("b"))  # made on its behalf, while its own removal is on the way
     own.ref_dropped(A)
@@ -112,7 +112,7 @@ def test_registrations_are_counted():
 def test_a_lost_borrower_gives_everything_back():
     own, shell = make()
     entry = own.new_owned(A)
-    own.complete(entry, STORED, 1)
+    own.complete(entry, STORED, Stored(b"n", 1))
     own.add_borrower(entry, address("b"), 3)
     own.ref_dropped(A)
     own.borrower_lost(b"b")
@@ -122,7 +122,7 @@ def test_a_lost_borrower_gives_everything_back():
 def test_lineage_keeps_the_record_and_not_the_value():
     own, shell = make()
     entry = own.new_owned(A)
-    own.complete(entry, STORED, 1)
+    own.complete(entry, STORED, Stored(b"n", 1))
     own.keep_lineage(entry)
     own.ref_dropped(A)
     assert shell.freed == [A]
@@ -176,7 +176,7 @@ class Process:
         self.owners: dict[bytes, str] = {}
 
     # effects
-    def free_stored(self, object_id: bytes) -> None:
+    def free_stored(self, object_id: bytes, node_id: bytes) -> None:
         self.world.freed.add(object_id)
         holders = [p.name for p in self.world.processes.values() if object_id in p.refs]
         assert not holders, f"freed while held by {holders}"
@@ -195,7 +195,7 @@ class Process:
 
     # user code
     def put(self, object_id: bytes) -> None:
-        self.own.complete(self.own.new_owned(object_id), STORED, 1)
+        self.own.complete(self.own.new_owned(object_id), STORED, Stored(b"n", 1))
         self.refs.append(object_id)
 
     def drop(self) -> None:

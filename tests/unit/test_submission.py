@@ -127,7 +127,7 @@ def test_a_wanted_lease_is_returned_when_it_has_drained():
     state, shell = make()
     enqueue(state, task(1), task(2))
     lease = grant(state, 0)
-    state.wanted(1)
+    state.wanted((b"n", 1))
     state.finished(task(1).task_id, lease, 0.0001, 0.0)
     state.pump(lease.queue, 0.0)
     state.settle(lease)

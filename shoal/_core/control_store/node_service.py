@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from shoal._core.wire.messages import (
     Ack,
     Cause,
@@ -10,6 +12,7 @@ from shoal._core.wire.messages import (
     Message,
     NodeList,
     NodeResources,
+    NodesChanged,
     RegisterNode,
     WorkerDied,
 )
@@ -19,6 +22,8 @@ from .job_service import JobService
 from .rows import encode
 from .scheduling_service import SchedulingService
 
+#: Seconds between two words to the node agents about the resources of the others.
+VIEW_S = 0.1
 #: Ends in good order of processes that nobody wanted to end: what they created lives on until its job ends.
 RETIREMENTS = frozenset({"idle", "max_calls", "retired"})
 
@@ -28,6 +33,9 @@ class NodeService:
         self._core = core
         self._jobs = jobs
         self._scheduling = scheduling
+        #: Nodes of which the other agents do not know the newest.
+        self._changed: set[bytes] = set()
+        self._timer: asyncio.TimerHandle | None = None
 
     def handlers(self) -> dict[type[Message], Handler]:
         return {
@@ -48,15 +56,35 @@ class NodeService:
         core.agents[record.node_id] = session.connection
         core.perform(core.nodes.joined(record))
         core.outbox.send(session.connection, Ack(message.rid))
+        others = [known for known in core.nodes.records() if known.alive and known.node_id != record.node_id]
+        if others:
+            core.outbox.send(session.connection, NodesChanged(others))
+        self._tell_others(record.node_id)
         core.publish("nodes", record.node_id, encode(record))
         core.unpark(record.node_id)
         self._scheduling.reschedule()
+
+    def _tell_others(self, node_id: bytes) -> None:
+        """Have the other node agents told what is new of a node, once for all changes of a moment."""
+        self._changed.add(node_id)
+        if self._timer is None and len(self._core.agents) > 1:
+            self._timer = self._core.loop.call_later(VIEW_S, self._spread)
+
+    def _spread(self) -> None:
+        self._timer = None
+        core, changed = self._core, self._changed
+        self._changed = set()
+        records = {record.node_id: record for record in core.nodes.records() if record.node_id in changed}
+        for node_id, connection in core.agents.items():
+            if mine := [record for key, record in records.items() if key != node_id]:
+                core.outbox.send(connection, NodesChanged(mine))
 
     def _node_died(self, node_id: bytes, reason: str) -> None:
         core = self._core
         node = core.nodes.get(node_id)
         assert node is not None, "an agent is connected and its node is not known"
         del core.agents[node_id]
+        self._tell_others(node_id)
         core.forget_parked(node_id)
         core.perform(core.nodes.left(node_id, reason))
         core.placement.node_left(node_id)
@@ -68,6 +96,7 @@ class NodeService:
 
     def _resources(self, session: Session, message: NodeResources) -> None:
         if self._core.nodes.resources(message.node_id, message.available, message.total):
+            self._tell_others(message.node_id)
             self._scheduling.reschedule()
 
     def _cluster_changed(self, session: Session, message: ClusterChanged) -> None:

@@ -74,7 +74,7 @@ class AdoptedObjects:
         now = self._loop.time()
         for object_id, nbytes, refs in self._store.objects_of(worker_id):
             if object_id not in self.state:
-                adopted = self.state.adopt_stored(object_id, Value(STORED, b"", nbytes, refs), now)
+                adopted = self.state.adopt_stored(object_id, Value(STORED, b"", nbytes, refs, self._me.node_id), now)
                 if refs and self._connect is not None:
                     self._spawn(self._register_inside(adopted, worker_id))
 
@@ -82,7 +82,7 @@ class AdoptedObjects:
         """A process has stored an object; its owner may have ended while the task ran."""
         stored = self._store.stored(object_id)
         if stored is not None and stored[0].node_id == self._me.node_id and stored[0].worker_id not in self._connected():
-            self.state.adopt_stored(object_id, Value(STORED, b"", stored[1], stored[2]), self._loop.time())
+            self.state.adopt_stored(object_id, Value(STORED, b"", stored[1], stored[2], self._me.node_id), self._loop.time())
 
     def handle(self, connection: Peer, message: Any) -> None:
         """Serve one message of a borrower."""

@@ -65,7 +65,15 @@ class Refuse:
     message: str
 
 
-Instruction = Grant | Want | TellInfeasible | Refuse
+@dataclass(frozen=True, slots=True)
+class Spill:
+    """The request has left the queue: its owner is to ask the agent of this node."""
+
+    request: LeaseRequest
+    node_id: bytes
+
+
+Instruction = Grant | Want | TellInfeasible | Refuse | Spill
 
 
 @dataclass(slots=True)

@@ -4,6 +4,10 @@ Owns: the queue of requests, the leases, the node's capacity and its bundles.
 Must not know: workers, processes, connections, clocks (times are passed in).
 
     request / cancel / end / owner_lost / blocked / unblocked / prepare...  ->  schedule(now)  ->  [Grant, Want, TellInfeasible, Refuse]
+    request / nodes_changed                                                                    ->  [Spill, ...]
+
+Other nodes. A request goes where ``scheduling.policy`` says, over the nodes as this one knows them. One that was passed on before stays, if
+it can run here at all: the nodes' views differ for moments, and it must not wander. What waits is judged again when other nodes change.
 
 Fairness. Jobs and owners take turns (``waiting.py``). Who finds no room while others hold leases has some of them called back (``Want``):
 the holder returns a lease when what it pushed is done, and queues again. Only those with at least two leases more than the one who waits
@@ -19,8 +23,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from shoal._core.node_agent.bundles import Bundle, Bundles
-from shoal._core.node_agent.lease_records import Grant, Instruction, Lease, Refuse, Reservation, TellInfeasible, Want
+from shoal._core.node_agent.lease_records import Grant, Instruction, Lease, Refuse, Reservation, Spill, TellInfeasible, Want
 from shoal._core.node_agent.waiting import LeaseRequest, WaitingRequests
 from shoal._core.scheduling import policy
 from shoal._core.scheduling.resources import Allocation, Capacity, ResourceSet, fits, lacking, subtract, total_of
@@ -50,12 +56,14 @@ class Leases:
 
     Args:
         nodes: the cluster as this node sees it, itself included: decides what is infeasible.
+        promise: told what is sent to another node, so that ``nodes`` counts it.
     """
 
     node: Capacity
     node_id: bytes
     nodes: Callable[[], list[NodeRecord]]
     history_limit: int = 1000
+    promise: Callable[[bytes, ResourceSet], None] = lambda node_id, need: None
 
     leases: dict[int, Lease] = field(default_factory=dict)
     waiting: WaitingRequests = field(default_factory=WaitingRequests)
@@ -68,6 +76,8 @@ class Leases:
     _pause_until: float = 0.0
     _next_id: int = 1
     _granted_total: int = 0
+    #: Counts judgements: where SPREAD goes on.
+    _turn: int = 0
 
     def __post_init__(self) -> None:
         self.bundles = Bundles(self.node)
@@ -75,12 +85,12 @@ class Leases:
     # --- events ---------------------------------------------------------------------------------------------------------------
 
     def add(self, request: LeaseRequest) -> list[Instruction]:
-        """Queue a request; ``schedule`` grants it. Refused at once when its group is gone or its node is dead."""
+        """Queue a request; ``schedule`` grants it. Refused at once when its group or its node is gone; passed on to a better node."""
         group = request.shape.placement_group
         if group in self._removed:
             return [Refuse(request, *_group_removed(request))]
         out = self._judge(request)
-        if not any(isinstance(one, Refuse) for one in out):
+        if not any(isinstance(one, Refuse | Spill) for one in out):
             self.waiting.add(request)
         return out
 
@@ -177,8 +187,10 @@ class Leases:
         """Judge again what can run at all."""
         out: list[Instruction] = []
         for request in list(self.waiting):
-            for instruction in self._judge(request):
-                if isinstance(instruction, Refuse):
+            if request.feasible and self.node.fits(request.need):
+                continue  # its turn comes
+            for instruction in self._judge(request, again=True):
+                if isinstance(instruction, Refuse | Spill):
                     self._forget(request)
                 out.append(instruction)
         return out
@@ -251,20 +263,39 @@ class Leases:
                 return bundle.capacity, bundle.index
         return None
 
-    def _judge(self, request: LeaseRequest) -> list[Instruction]:
-        """Decide whether the request can ever run here. Requests for bundles wait for their bundles."""
+    def _judge(self, request: LeaseRequest, *, again: bool = False) -> list[Instruction]:
+        """Decide where the request can ever run. Requests for bundles wait for their bundles.
+
+        Args:
+            again: it has waited here, and other nodes have changed.
+        """
         if request.shape.placement_group or request.actor_id:
             if request.actor_id and not request.shape.placement_group and not fits(request.need, self.node.total):
                 return self._infeasible(request, policy.explain_infeasible(request.name or "The actor", request.need, self.nodes()))
             request.feasible = True
             return []
-        choice = policy.choose_node(request.shape, self.nodes(), local=self.node_id, name=request.name)
+        nodes = self.nodes()
+        if request.hops and not again and self._could_run_here(request, nodes):
+            request.feasible = True
+            return []
+        self._turn += 1
+        choice = policy.choose_node(request.shape, nodes, local=self.node_id, name=request.name, turn=self._turn)
         if isinstance(choice, policy.Refused):
             return [Refuse(request, "TaskUnschedulableError", choice.message)]
         if isinstance(choice, policy.Infeasible):
             return self._infeasible(request, choice.message)
-        request.feasible = fits(request.need, self.node.total)
-        return []
+        candidates = [choice.node] if isinstance(choice, policy.Placed) else choice.candidates
+        request.feasible = any(node.node_id == self.node_id for node in candidates)
+        if request.feasible:
+            return []
+        node_id = candidates[self._turn % len(candidates)].node_id
+        self.promise(node_id, request.need)
+        return [Spill(request, node_id)]
+
+    def _could_run_here(self, request: LeaseRequest, nodes: list[NodeRecord]) -> bool:
+        """Whether this node, if it were empty, is one that the request allows."""
+        own = [msgspec.structs.replace(node, available=node.total) for node in nodes if node.node_id == self.node_id]
+        return isinstance(policy.choose_node(request.shape, own), policy.Placed)
 
     def _infeasible(self, request: LeaseRequest, message: str) -> list[Instruction]:
         request.feasible = False

@@ -77,7 +77,7 @@ class Hooks:
 
 @dataclass(slots=True, eq=False)
 class Process:
-    """A worker or driver that has registered; ``number`` stands for it as owner of leases."""
+    """A worker or driver that has registered, of this node or of another; ``number`` stands for it as owner of leases."""
 
     number: int
     connection: Peer
@@ -85,6 +85,8 @@ class Process:
     pid: int
     job_id: bytes = b""
     is_driver: bool = False
+    #: Of another node: here for leases alone.
+    is_foreign: bool = False
     log_to_driver: bool = False
     #: Set when the process said that it ends, or when it was told to.
     cause: Cause | None = None

@@ -28,6 +28,7 @@ from shoal._core.node_agent import pool as pool_state
 from shoal._core.node_agent.actor_service import ActorService
 from shoal._core.node_agent.adopted_objects import AdoptedObjects
 from shoal._core.node_agent.bundle_service import BundleService
+from shoal._core.node_agent.cluster_view import ClusterView
 from shoal._core.node_agent.lease_records import Lease
 from shoal._core.node_agent.leases import Leases
 from shoal._core.node_agent.peers import Connect, Departure, Hooks, Launcher, LeasedWorker, Peer, Process, Store
@@ -87,8 +88,8 @@ class NodeAgent:
         self._welcome = wire.Registered(
             0, node.node_id, session_dir, control_address, arena_path, arena_bytes, msgspec.msgpack.encode(settings)
         )
-        self._nodes = [node]
-        self.leases = Leases(Capacity(node.total), node.node_id, lambda: self._nodes, settings.history_limit)
+        self.view = ClusterView(node)
+        self.leases = Leases(Capacity(node.total), node.node_id, self._known_nodes, settings.history_limit, self.view.promise)
         cpus = max(1, node.total.get("CPU", 0) // UNIT)
         self.pool = WorkerPool(
             cpus if prestart is None else prestart, 2 * cpus, settings.idle_worker_s, new_worker_id or (lambda: os.urandom(WORKER_BYTES))
@@ -128,6 +129,7 @@ class NodeAgent:
             wire.PinForever: self.adopted.handle,
             wire.Ping: lambda connection, message: connection.send(wire.Ack(message.rid)),
             wire.ReportResources: self.reports.on_report,
+            wire.NodesChanged: self._on_nodes_changed,
             **self.actors.handlers(),
             **self.bundles.handlers(),
         }
@@ -154,6 +156,16 @@ class NodeAgent:
         """Serve a worker, a driver, or a borrower of adopted objects."""
         connection.on_message = self._on_message
         connection.on_close = self._on_close
+
+    def open_to_others(self, endpoint: str, handlers: dict[type, Callable[[Peer, Any], None]]) -> None:
+        """Other nodes reach this one at ``endpoint``; ``handlers`` serve our processes that want to reach them. Before any accept."""
+        self.node.endpoint = self._welcome.endpoint = endpoint
+        self._handlers |= handlers
+
+    def connection_of(self, worker_id: bytes) -> Peer | None:
+        """Return the connection of a process of this node."""
+        process = self._processes.get(worker_id)
+        return None if process is None or process.is_foreign else process.connection
 
     def attach_control(self, connection: Peer) -> asyncio.Future[Any]:
         """Register this node at the control store and obey it. The future is done when the node is registered."""
@@ -267,11 +279,15 @@ class NodeAgent:
             return
         self._last_number += 1
         worker = self.pool.workers.get(message.worker_id)
-        if worker is None and not message.job_id:
+        is_foreign = message.node_id not in (b"", self.node.node_id)
+        if worker is None and not message.job_id and not is_foreign:
             connection.fail(message.rid, "RuntimeError", "This worker was not started by this node agent, or was given up.")
             return
-        address = Address(message.worker_id, self.node.node_id, message.address)
-        process = Process(self._last_number, connection, address, message.pid, message.job_id, worker is None, message.log_to_driver)
+        address = Address(message.worker_id, message.node_id or self.node.node_id, message.address)
+        process = Process(
+            self._last_number, connection, address, message.pid, message.job_id, worker is None and not is_foreign, is_foreign,
+            message.log_to_driver,
+        )  # fmt: skip
         connection.tag = process
         self._processes[message.worker_id] = self._owners[process.number] = process
         if process.is_driver:
@@ -289,7 +305,15 @@ class NodeAgent:
             return  # it has ended: its exit status came before its last words
         self.learn_job(process.address.worker_id, message.shape.job_id)
         self.queue(
-            LeaseRequest(process.number, message.rid, strategies.freeze(message.shape), self.loop.time(), message.retriable, message.name)
+            LeaseRequest(
+                process.number,
+                message.rid,
+                strategies.freeze(message.shape),
+                self.loop.time(),
+                message.retriable,
+                message.name,
+                hops=message.hops,
+            )
         )
 
     def _on_cancel_request(self, connection: Peer, message: wire.CancelRequest) -> None:
@@ -358,6 +382,15 @@ class NodeAgent:
     def _on_job_finished(self, connection: Peer, message: wire.JobFinished) -> None:
         self._end_job(message.job_id, Cause("job_finished", "Its job has ended."))
 
+    def _on_nodes_changed(self, connection: Peer, message: wire.NodesChanged) -> None:
+        self.view.update(message.nodes)
+        self._perform_leases(self.leases.nodes_changed())
+
+    def _known_nodes(self) -> list[NodeRecord]:
+        if not self.view.is_alone:  # then what is free here is compared with what is free elsewhere
+            self.node.available = self.leases.available()
+        return self.view.nodes()
+
     def learn_job(self, worker_id: bytes, job_id: bytes) -> None:
         """A driver registers before its job has a number (all bytes zero); its first request tells it."""
         process = self._processes.get(worker_id)
@@ -400,6 +433,9 @@ class NodeAgent:
                         self._owners[request.owner].connection.send(wire.LeaseInfeasible(request.rid, message))
                     else:
                         log.warning("%s", message)
+                case lease_state.Spill(request, node_id):
+                    if request.owner in self._owners:
+                        self._owners[request.owner].connection.send(wire.LeaseSpilled(request.rid, node_id))
                 case lease_state.Refuse(request, kind, message):
                     if request.actor_id:
                         self.actors.refused(request, kind, message)

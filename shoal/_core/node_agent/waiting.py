@@ -26,6 +26,8 @@ class LeaseRequest:
     name: str = ""
     #: Set when the lease is for an actor: the worker is its own until death.
     actor_id: bytes = b""
+    #: Agents that passed it on before.
+    hops: int = 0
     #: What must be free for the grant, and what is held afterwards.
     need: ResourceSet = field(init=False)
     hold: ResourceSet = field(init=False)

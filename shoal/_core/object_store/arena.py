@@ -109,13 +109,16 @@ class Arena:
 
     def write(self, offset: int, value: Writable) -> None:
         """Copy a value to ``offset``, with the interpreter lock released while large buffers are copied."""
-        nbytes = value.nbytes
+        value.write_into(self.writable_range(offset, value.nbytes))
+
+    def writable_range(self, offset: int, nbytes: int) -> memoryview:
+        """Return a range to write to, with its pages ready."""
         assert offset >= 0
         assert offset + nbytes <= self.nbytes
         mapping = self.writable_map()
         if nbytes >= _POPULATE_BYTES:
             self._populate(mapping, offset, nbytes)
-        value.write_into(mapping.view(offset, nbytes, readonly=False))
+        return mapping.view(offset, nbytes, readonly=False)
 
     def writable_map(self) -> Mapping:
         mapping = self._write

@@ -85,6 +85,7 @@ class StoreClient:
         request: send a request; the future ends with the reply or raises RequestFailed, ConnectionLost. Loop thread.
         wake: make the loop call ``flush_releases`` soon. Called from any thread, inside ``__del__`` too: it may append to a deque and
             write to an eventfd, it may not take a lock.
+        node_id: of this node.
     """
 
     def __init__(
@@ -93,8 +94,10 @@ class StoreClient:
         send: Callable[[Message], None],
         request: Callable[[Message], asyncio.Future[Any]],
         wake: Callable[[], None],
+        node_id: bytes = b"",
     ) -> None:
         self._arena = arena
+        self._node_id = node_id
         self._send = send
         self._request = request
         self._wake = wake
@@ -106,14 +109,14 @@ class StoreClient:
 
     # --- writing: create, write, seal or abort ---
 
-    def create(self, object_id: bytes, nbytes: int, owner: Address) -> asyncio.Future[Place]:
-        """Ask for room. Waits while the store is full.
+    def create(self, object_id: bytes, nbytes: int, owner: Address, *, is_copy: bool = False) -> asyncio.Future[Place]:
+        """Ask for room. Waits while the store is full. ``is_copy``: the primary copy is on another node.
 
         Raises RequestFailed: ObjectStoreFullError, OutOfDiskError, or ObjectExists when the object is sealed already (a task that was run
         again). Cancelling the future gives the room back.
         """
         result: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
-        reply = self._request(CreateObject(0, object_id, nbytes, owner))
+        reply = self._request(CreateObject(0, object_id, nbytes, owner, is_copy))
 
         def created(done: asyncio.Future[Any]) -> None:
             error = _error_of(done)
@@ -154,17 +157,21 @@ class StoreClient:
 
     # --- reading: pin, read, unpin ---
 
-    def pin(self, object_ids: Sequence[bytes]) -> asyncio.Future[list[Place | None]]:
+    def pin(self, object_ids: Sequence[bytes], sources: Sequence[tuple[bytes, int]] = ()) -> asyncio.Future[list[Place | None]]:
         """Make objects readable and hold them; None in the result: lost, and not held.
 
-        Waits for objects that are being written, and for the disk. Call ``unpin`` once for each place. If the future fails or is cancelled,
-        nothing is held.
+        Waits for objects that are being written, for the disk, and for other nodes. Call ``unpin`` once for each place. If the future fails
+        or is cancelled, nothing is held.
+
+        Args:
+            sources: node of the primary copy and bytes, for each object; () if all are of this node.
         """
         result: asyncio.Future[list[Place | None]] = asyncio.get_running_loop().create_future()
         self.flush_releases()
         ask = [object_id for object_id in dict.fromkeys(object_ids) if object_id not in self._pins]
         if ask:
-            self._ask(ask)
+            where = dict(zip(object_ids, sources, strict=True)) if any(node_id != self._node_id for node_id, _ in sources) else {}
+            self._ask(ask, [where[object_id] for object_id in ask] if where else [])
         pins = [self._pins[object_id] for object_id in object_ids]
         replies = {pin.reply for pin in pins if pin.reply is not None}
         for pin in pins:
@@ -274,8 +281,8 @@ class StoreClient:
 
     # --- inside ---
 
-    def _ask(self, object_ids: list[bytes]) -> None:
-        reply = self._request(PinObjects(0, object_ids))
+    def _ask(self, object_ids: list[bytes], sources: list[tuple[bytes, int]]) -> None:
+        reply = self._request(PinObjects(0, object_ids, sources))
         pins = [_Pin(object_id, reply) for object_id in object_ids]
         self._pins.update(zip(object_ids, pins, strict=True))
 

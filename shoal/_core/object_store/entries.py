@@ -32,6 +32,8 @@ class Entry:
     #: Who writes it, until it is sealed, aborted, or the writer is gone.
     creator: Peer | None = None
     sealed: bool = False
+    #: The primary copy is on another node: this one is dropped when its room is needed, and has no say when its owner ends.
+    is_copy: bool = False
     #: Offset in the arena; -1 while it is not in memory.
     offset: int = -1
     #: Place on disk; kept when the object is restored, for then its memory copy can be dropped at no cost.

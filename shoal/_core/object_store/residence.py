@@ -77,7 +77,8 @@ class Residence:
 
     def seal(self, entry: Entry) -> None:
         entry.sealed = True
-        self.by_owner.setdefault(entry.owner.worker_id, {})[entry.object_id] = entry
+        if not entry.is_copy:
+            self.by_owner.setdefault(entry.owner.worker_id, {})[entry.object_id] = entry
 
     def forget(self, entry: Entry) -> None:
         """The id leads nowhere from now on. The bytes go when ``settle`` finds that nobody needs them."""
@@ -133,6 +134,8 @@ class Residence:
                     self._granted(action.request.key, action.offset)
                 elif isinstance(action, Dropped):
                     action.key.offset = -1
+                    if action.key.slot is None:
+                        self.forget(action.key)
                 elif isinstance(action, Spill):
                     self._spill(action.keys)
                 elif isinstance(action, Blocked):
@@ -147,7 +150,8 @@ class Residence:
         if not entry.gone:
             if entry.sealed and not entry.pins and entry.in_memory and policy.state_of(entry) is None:
                 # What its range has, which is what would come free: with fewer, a request for all of the memory waits in vain.
-                policy.add(entry, round_up(entry.nbytes), "cleaning" if entry.spilling else "clean" if entry.slot else "dirty")
+                clean = entry.slot is not None or entry.is_copy
+                policy.add(entry, round_up(entry.nbytes), "cleaning" if entry.spilling else "clean" if clean else "dirty")
             return
         policy.remove(entry)
         if entry.pins or entry.jobs or entry.creator is not None:
@@ -292,7 +296,7 @@ class Residence:
                 assert entry.in_memory, entry
                 assert not entry.gone, entry
                 assert not entry.pins, entry
-                assert (state == "clean") == (entry.slot is not None), entry
+                assert (state == "clean") == (entry.slot is not None or entry.is_copy), entry
             elif entry.sealed and not entry.gone and entry.in_memory:
                 assert entry.pins, entry
             if entry.sealed and not entry.gone:

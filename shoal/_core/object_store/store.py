@@ -88,6 +88,8 @@ class ObjectStore:
             loop, arena, self._disk, settings.spill_file_bytes, warm_ahead_bytes, self._on_room, self._on_restore, self._judge_waiting
         )  # fmt: skip
         self._sessions: dict[Any, Session] = {}
+        #: Begins to create the copy of an object of another node: (object id, node, bytes). None: there are no other nodes.
+        self.pull: Callable[[bytes, bytes, int], None] | None = None
         #: ``departures`` when a creation had waited for readers in vain: until one more goes, the next need not try.
         self._stuck_at = -1
 
@@ -121,7 +123,7 @@ class ObjectStore:
         if old is not None and old.sealed:
             conn.fail(message.rid, "ObjectExists", f"Object {message.object_id.hex()} is sealed already.")
             return
-        entry = Entry(message.object_id, message.nbytes, message.owner, creator=conn, rid=message.rid)
+        entry = Entry(message.object_id, message.nbytes, message.owner, creator=conn, rid=message.rid, is_copy=message.is_copy)
         if old is not None:
             # Another attempt of the same task. The old writer may still be writing into its range, which therefore stays until that writer
             # seals, aborts or dies.
@@ -160,6 +162,9 @@ class ObjectStore:
         wait = PinWait(conn, message.rid, [(LOST, 0)] * count, [], missing=1)
         for index, object_id in enumerate(message.object_ids):
             entry = self._residence.objects.get(object_id)
+            if entry is None and self.pull is not None and message.sources:
+                self.pull(object_id, *message.sources[index])
+                entry = self._residence.objects.get(object_id)
             if entry is None:
                 continue
             if entry.sealed:

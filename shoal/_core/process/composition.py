@@ -1,6 +1,6 @@
 """What a head is made of, and how the parts are wired.
 
-    agent.sock ────▶ NodeAgent ◀── in memory ──▶ ControlStore ◀──── control.sock
+    agent.sock, port ▶ NodeAgent ◀── in memory, or TCP ──▶ ControlStore (here: control.sock; or the cluster's)
                       │  │  └─ ObjectStore ─ Arena
                       │  └──── TemplateLauncher ─ template ─ workers
                       └─────── WorkerLogReader, memory monitor
@@ -14,17 +14,27 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 
+from shoal._base import paths
+from shoal._base.settings import Settings
 from shoal._core.control_store.server import ControlStore
 from shoal._core.control_store.storage import SqliteStorage
+from shoal._core.node_agent.dialling import Dialling
 from shoal._core.node_agent.memory import Candidate, MemoryWatch, group_memory, read_memory
 from shoal._core.node_agent.peers import Hooks
 from shoal._core.node_agent.server import NodeAgent
+from shoal._core.object_store.inside import inside_client
+from shoal._core.object_store.pulls import Pulls
 from shoal._core.object_store.store import ObjectStore
+from shoal._core.object_store.uploads import Uploads
 from shoal._core.process.serving import HeadContext
+from shoal._core.process.session import Session
 from shoal._core.scheduling.labels import NODE_ID_LABEL
 from shoal._core.transport.connection import Connection
+from shoal._core.transport.handover import Handover
 from shoal._core.transport.memory import MemoryNetwork, MemoryTransport
+from shoal._core.transport.preamble import DATA
 from shoal._core.transport.shared import SharedConnections
 from shoal._core.transport.sockets import SocketListener, SocketTransport
 from shoal._core.wire.messages import Cause, Message, NodeRecord, ProcessExiting
@@ -51,8 +61,11 @@ class HeadParts:
         self._transport = SocketTransport(loop, context.token)
         #: Connections of the node agent to other processes.
         self._peers = SharedConnections(loop, self._transport, _no_message)
-        self._storage = SqliteStorage(session.directory / TABLES_FILE)
-        self.control_store = ControlStore(loop, self._storage, settings)
+        self._options = context.options
+        self._arena = context.arena
+        self._token = context.token
+        #: Ours, in a session of one node; else the cluster's is elsewhere.
+        self._control_store = None if context.options.control_address else LocalControlStore(loop, session, settings)
         spill_dir = os.path.abspath(context.options.spill_dir) if context.options.spill_dir else str(session.spill_dir)
         self.object_store = ObjectStore(loop, context.arena, f"{spill_dir}/{session.name}", settings)
         node = NodeRecord(
@@ -75,7 +88,7 @@ class HeadParts:
             str(session.path),
             context.arena.path,
             context.arena.nbytes,
-            session.control_address,
+            context.options.control_address or session.control_address,
             hooks=Hooks(named=logs.rename, bound=logs.assign, flush_logs=logs.flush),
             connect=lambda address: self._peers.connect(address.address),
         )
@@ -85,19 +98,44 @@ class HeadParts:
         self._memory_monitor_s = settings.memory_monitor_s
         self._memory_timer: asyncio.TimerHandle | None = None
         self._listeners: list[SocketListener] = []
+        self._dialling: Dialling | None = None
+        self._uploads: Uploads | None = None
+        self._pulls: Pulls | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return self.node_agent.node.endpoint
 
     async def start(self) -> None:
         """Listen, join control store and node agent, start the first workers."""
-        self._listeners.append(await self._transport.listen(self._session.control_address, self.control_store.accept))
-        inside = MemoryNetwork(self._loop, copy=False)
-        await MemoryTransport(inside, "control store").listen("control", self.control_store.accept)
-        connection = await MemoryTransport(inside, "node agent").connect("control", _no_message)
+        if self._control_store is not None:
+            connection = await self._control_store.start(self._transport)
+        else:
+            connection = await self._transport.connect(self._options.control_address, _no_message)
+        if self._options.listen:
+            await self._open_to_others()
         registered = self.node_agent.attach_control(connection)
         self._listeners.append(await self._transport.listen(self._session.agent_address, self.node_agent.accept))
         self.node_agent.start()
         await registered
         if self._memory_monitor_s > 0:
             self._watch_memory()
+
+    async def _open_to_others(self) -> None:
+        agent = self.node_agent
+        handover = Handover(self._loop, str(self._session.path / paths.HANDOVER_SOCKET))
+        self._dialling = dialling = Dialling(self._loop, handover, agent.view.get, agent.connection_of)
+        inside = inside_client(self._loop, self.object_store, self._arena, "other nodes")
+        self._uploads = uploads = Uploads(self._loop, inside, self._arena, self._token)
+        self._pulls = Pulls(self._loop, inside, self._arena, lambda node_id: dialling.open(node_id, DATA), self._token)
+        self.object_store.pull = self._pulls.start
+
+        def route(target: bytes, sock: socket.socket, encrypted: bool) -> bool:
+            return uploads.accept(sock) if target == DATA else dialling.route(target, sock, encrypted)
+
+        listener = await self._transport.listen(self._options.listen, agent.accept, route=route)
+        self._listeners.append(listener)
+        agent.open_to_others(listener.address, dialling.handlers())
 
     async def close(self) -> None:
         """End in good order: no more connections, no more workers, nothing on disk."""
@@ -106,9 +144,15 @@ class HeadParts:
         for listener in self._listeners:
             listener.close()
         await self.node_agent.close()
+        if self._uploads is not None:
+            self._uploads.close()
+        if self._pulls is not None:
+            await self._pulls.close()
         await self.object_store.close()
-        self.control_store.close()
-        self._storage.close()
+        if self._dialling is not None:
+            self._dialling.close()
+        if self._control_store is not None:
+            self._control_store.close()
 
     def _watch_memory(self) -> None:
         """Look at the node's memory; measure the workers only when it is short."""
@@ -127,6 +171,30 @@ class HeadParts:
             if kill is not None:
                 log.warning("%s", kill.reason)
                 self.node_agent.kill_worker(kill.worker_id, Cause("oom", kill.reason))
+
+
+class LocalControlStore:
+    """The control store of a session of one node: in the head, beside the node agent, whose connection to it is memory."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, session: Session, settings: Settings) -> None:
+        self._loop = loop
+        self._address = session.control_address
+        self._storage = SqliteStorage(session.directory / TABLES_FILE)
+        self._store = ControlStore(loop, self._storage, settings)
+        self._listener: SocketListener | None = None
+
+    async def start(self, transport: SocketTransport) -> Connection:
+        """Listen; return the node agent's connection."""
+        self._listener = await transport.listen(self._address, self._store.accept)
+        inside = MemoryNetwork(self._loop, copy=False)
+        await MemoryTransport(inside, "control store").listen("control", self._store.accept)
+        return await MemoryTransport(inside, "node agent").connect("control", _no_message)
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        self._store.close()
+        self._storage.close()
 
 
 def _no_message(connection: Connection, message: Message) -> None:

@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 class HeadOptions(msgspec.Struct, kw_only=True):
-    """How ``init`` wants its head. None means: find out (``resources.py``)."""
+    """How ``init`` wants its head, or a cluster its node. None means: find out (``resources.py``)."""
 
     num_cpus: float | None = None
     num_gpus: float | None = None
@@ -30,6 +30,10 @@ class HeadOptions(msgspec.Struct, kw_only=True):
     temp_dir: str = ""
     spill_dir: str = ""  # default: spill/ in the session directory
     settings: Settings = Settings()
+    #: The cluster's control store; "": one inside of the head, for a session of one node.
+    control_address: str = ""
+    #: Where other nodes reach this one, "tcp:HOST:PORT" (0: any free port); "": nowhere.
+    listen: str = ""
     # filled in by start_head
     session_dir: str = ""
     driver_pid: int = 0
@@ -38,8 +42,19 @@ class HeadOptions(msgspec.Struct, kw_only=True):
     worker_entry: str = "shoal._core.worker.main:run_worker"
 
 
+class ControlOptions(msgspec.Struct, kw_only=True):
+    """How a control store of its own is wanted."""
+
+    listen: str = "tcp:127.0.0.1:0"
+    temp_dir: str = ""
+    settings: Settings = Settings()
+    # filled in by start_control_store
+    session_dir: str = ""
+    driver_pid: int = 0
+
+
 class HeadReady(msgspec.Struct):
-    """The head serves. ``error`` is set instead when it could not be made."""
+    """The head, or control store, serves. ``error`` is set instead when it could not be made."""
 
     node_id: str = ""  # hex
     agent_address: str = ""
@@ -50,6 +65,8 @@ class HeadReady(msgspec.Struct):
     pid: int = 0
     template_pid: int = 0
     error: str = ""
+    #: Where other nodes reach this one.
+    endpoint: str = ""
 
 
 def send_frame(sock: socket.socket, value: object) -> None:

@@ -24,6 +24,7 @@ from shoal._core.node_agent.logs import WorkerLogReader
 from shoal._core.object_store.arena import Arena
 from shoal._core.process import resources
 from shoal._core.process import session as sessions
+from shoal._core.process.ending import Ending
 from shoal._core.process.options import HeadOptions, HeadReady, send_frame
 
 log = logging.getLogger("shoal.head")
@@ -56,6 +57,10 @@ class HeadContext:
 class Parts(Protocol):
     """What serves inside the head, once composed: listens on the session's two sockets."""
 
+    @property
+    def endpoint(self) -> str:
+        """Where other nodes reach this one; "": nowhere."""
+
     async def close(self) -> None:
         """End in good order: workers of this node may still be running."""
 
@@ -78,15 +83,12 @@ class Server:
         self.node_id = node_id
         self.plan = plan
         self.arena = arena
-        #: Descriptors that stay readable when the driver is gone.
-        self._watched: list[int] = []
 
     def run(self, template_pid: int, channel: int, new_template: NewTemplate) -> None:
         """Serve until the end. The caller leaves the process at once: the loop is not wound up."""
         compose = _load(self.options.composition)
-        loop = _new_loop()
+        loop = new_loop()
         asyncio.set_event_loop(loop)
-        self._stopping: asyncio.Future[bool] = loop.create_future()
         loop.run_until_complete(self._serve(loop, template_pid, channel, new_template, compose))
 
     async def _serve(
@@ -94,60 +96,29 @@ class Server:
     ) -> None:
         logs = WorkerLogReader(loop, self.session.logs_dir, self.options.settings)
         launcher = TemplateLauncher(loop, self.session.name, template_pid, channel, new_template, logs)
-        self._watch_driver(loop)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop, True)
+        ending = Ending(loop, self.lifeline, self.options.driver_pid)
         context = HeadContext(loop, self.options, self.plan, self.session, self.session.token(), self.node_id, self.arena, launcher, logs)
         parts: Parts | None = None
         try:
             parts = await compose(context)
-            send_frame(self.lifeline, self._ready(template_pid))
+            send_frame(self.lifeline, self._ready(template_pid, parts.endpoint))
             loop.call_later(_SWEEP_DELAY_S, self._sweep)
-            await self._stopping
+            await ending.wait()
         finally:
-            await self._end(parts, launcher, logs)
+            await self._end(parts, launcher, logs, orderly=ending.is_orderly)
 
-    def _ready(self, template_pid: int) -> HeadReady:
+    def _ready(self, template_pid: int, endpoint: str) -> HeadReady:
         return HeadReady(
             node_id=self.node_id.hex(),
             agent_address=self.session.agent_address,
-            control_address=self.session.control_address,
+            control_address=self.options.control_address or self.session.control_address,
             session_dir=str(self.session.path),
             arena_path=self.arena.path,
             arena_bytes=self.arena.nbytes,
             pid=os.getpid(),
             template_pid=template_pid,
+            endpoint=endpoint,
         )
-
-    def _watch_driver(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The socket ends with the last process that holds it, maybe a forgotten fork of the driver; the pidfd knows the driver itself."""
-        self._watched.append(self.lifeline.fileno())
-        loop.add_reader(self.lifeline.fileno(), self._on_lifeline)
-        try:
-            pidfd = os.pidfd_open(self.options.driver_pid)
-        except OSError:
-            self._stop(False)
-            return
-        self._watched.append(pidfd)
-        loop.add_reader(pidfd, self._stop, False)
-        if os.getppid() != self.options.driver_pid:  # it ended before the pidfd was there: the number may be a stranger's
-            self._stop(False)
-
-    def _on_lifeline(self) -> None:
-        """The driver says nothing after its options: a readable socket is an end. A byte before it asks for good order."""
-        try:
-            data = self.lifeline.recv(16, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        self._stop(bool(data))
-
-    def _stop(self, orderly: bool) -> None:
-        if not self._stopping.done():
-            self._stopping.set_result(orderly)
-            for descriptor in self._watched:  # they stay readable
-                self._stopping.get_loop().remove_reader(descriptor)
 
     def _sweep(self, budget_s: float = 0.1) -> None:
         try:
@@ -157,8 +128,7 @@ class Server:
 
     # --- the end ---
 
-    async def _end(self, parts: Parts | None, launcher: TemplateLauncher, logs: WorkerLogReader) -> None:
-        orderly = self._stopping.done() and self._stopping.result()
+    async def _end(self, parts: Parts | None, launcher: TemplateLauncher, logs: WorkerLogReader, *, orderly: bool) -> None:
         if parts is not None and orderly:
             await _attempt(parts.close(), _PARTS_S)
         await launcher.close(_DESCENDANTS_S)
@@ -182,7 +152,7 @@ async def _attempt(step: Awaitable[None], timeout_s: float) -> None:
         log.exception("A part of the head failed to end.")
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
+def new_loop() -> asyncio.AbstractEventLoop:
     try:
         import uvloop
     except ImportError:

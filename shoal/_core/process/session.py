@@ -95,8 +95,8 @@ class Session:
         _remove_session(self.directory)
 
 
-def create(temp_dir: str | Path | None = None) -> Session:
-    """Make a new session directory with its token.
+def create(temp_dir: str | Path | None = None, token: bytes | None = None) -> Session:
+    """Make a new session directory with its token: a fresh one, or that of the cluster.
 
     Raises:
         PermissionError: the user's directory below ``temp_dir`` belongs to somebody else, or others may write to it.
@@ -109,7 +109,7 @@ def create(temp_dir: str | Path | None = None) -> Session:
     partial.mkdir(0o700)
     for name in (paths.LOGS, paths.SPILL):
         (partial / name).mkdir(0o700)
-    _write(partial / paths.TOKEN_FILE, secrets.token_bytes(32).hex().encode())
+    _write(partial / paths.TOKEN_FILE, (token or secrets.token_bytes(32)).hex().encode())
     partial.rename(directory)
     path = directory
     if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:

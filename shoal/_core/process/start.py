@@ -20,7 +20,7 @@ import msgspec
 from shoal._base import paths, processes
 from shoal._core.process import bootstrap
 from shoal._core.process import session as sessions
-from shoal._core.process.options import HeadOptions, HeadReady, receive_frame, send_frame
+from shoal._core.process.options import ControlOptions, HeadOptions, HeadReady, receive_frame, send_frame
 
 #: Characters of the head's own output that an error shows.
 _SHOWN = 4000
@@ -75,22 +75,31 @@ class HeadProcess:
             self._process.returncode = 0  # not this process's child: there is nothing to reap, and nothing to warn of
 
 
-def start_head(options: HeadOptions) -> HeadProcess:
-    """Start a head and wait until it serves.
+def start_head(options: HeadOptions, token: bytes | None = None) -> HeadProcess:
+    """Start a head, or a node of the cluster with this token, and wait until it serves.
 
     Raises:
         HeadStartError: it ended, or was not ready within ``start_timeout_s``.
         PermissionError: the session directory cannot be kept private.
     """
-    session = sessions.create(options.temp_dir or None)
+    return _start("head", "head", options, token)
+
+
+def start_control_store(options: ControlOptions, token: bytes) -> HeadProcess:
+    """Start a control store as a process of its own and wait until it serves. Raises as ``start_head``."""
+    return _start("control", "control store", options, token)
+
+
+def _start(role: str, called: str, options: HeadOptions | ControlOptions, token: bytes | None) -> HeadProcess:
+    session = sessions.create(options.temp_dir or None, token)
     options = msgspec.structs.replace(options, session_dir=str(session.path), driver_pid=os.getpid())
     ours, theirs = socket.socketpair()
     try:
-        process = _spawn(session, theirs)
+        process = _spawn(role, session, theirs)
     except OSError as error:
         ours.close()
         session.remove()
-        raise HeadStartError(f"The head process could not be started: {error}.") from error
+        raise HeadStartError(f"The {called} process could not be started: {error}.") from error
     finally:
         theirs.close()
     ours.settimeout(options.settings.start_timeout_s)
@@ -111,17 +120,17 @@ def start_head(options: HeadOptions) -> HeadProcess:
         _give_up(ours, process, session)
         raise
     _give_up(ours, process, session)
-    raise HeadStartError(f"The head process (pid {process.pid}) did not start: {problem}\nIts logs are in {session.logs_dir}.")
+    raise HeadStartError(f"The {called} process (pid {process.pid}) did not start: {problem}\nIts logs are in {session.logs_dir}.")
 
 
-def _spawn(session: sessions.Session, theirs: socket.socket) -> subprocess.Popen[bytes]:
+def _spawn(role: str, session: sessions.Session, theirs: socket.socket) -> subprocess.Popen[bytes]:
     environment = {**os.environ, processes.SESSION_MARK: session.name, processes.WORKER_MARK: processes.NO_WORKER}
     with (
         open(session.logs_dir / "head.out", "ab", opener=_private) as out,
         open(session.logs_dir / "head.err", "ab", opener=_private) as err,
     ):
         return subprocess.Popen(
-            bootstrap.command("head", f"{theirs.fileno()} {session.path}", bootstrap.import_path()),
+            bootstrap.command(role, f"{theirs.fileno()} {session.path}", bootstrap.import_path()),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,

@@ -146,7 +146,8 @@ def could_help(need: Mapping[str, int], free: Mapping[str, int], held: Mapping[s
 
 def _hybrid(need: Mapping[str, int], ready: Sequence[NodeRecord], local: bytes) -> NodeRecord:
     for node in ready:
-        if node.node_id == local and utilization(node, need) <= LOCAL_UNTIL:
+        # A node with nothing to do takes it, however small.
+        if node.node_id == local and (utilization(node, need) <= LOCAL_UNTIL or utilization(node, {}) < LOCAL_UNTIL):
             return node
     # Below the threshold nodes count as equal, so that work packs in a fixed order instead of touching every node.
     return min(ready, key=lambda node: (max(utilization(node, need), LOCAL_UNTIL), node.node_id != local, node.node_id))

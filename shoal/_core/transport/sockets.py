@@ -1,7 +1,9 @@
-"""Connections over sockets: ``unix:PATH`` within a node, ``tcp:HOST:PORT`` on loopback (TLS comes with other nodes).
+"""Connections over sockets: ``unix:PATH`` within a node, ``tcp:HOST:PORT`` between nodes.
 
-    connect ── socket ── peer's uid ── Handshake ──▶ SocketConnection
-    listen  ── accept ── peer's uid ── Handshake ──▶ SocketConnection ──▶ on_connection
+    connect ── socket ─(TCP: preamble)─ peer's uid ── Handshake ──▶ SocketConnection
+    listen  ── accept ─(TCP: preamble)─ peer's uid ── Handshake ──▶ SocketConnection ──▶ on_connection
+    greet   ── a socket that was handed over ──────── Handshake ──▶ SocketConnection
+    welcome ── a socket that was handed over ──────── Handshake ──▶ SocketConnection ──▶ on_connection
 
 Until the handshake is done a socket belongs to a greeter (``greeting.py``), which knows nothing of messages. Then the socket changes
 hands: same descriptor, new protocol object.
@@ -21,6 +23,8 @@ from shoal._core.transport.addresses import TcpAddress, UnixAddress, parse_addre
 from shoal._core.transport.connection import Connection, OnClose, OnMessage
 from shoal._core.transport.errors import ConnectFailed
 from shoal._core.transport.greeting import HANDSHAKE_TIMEOUT_S, ClientGreeter, ServerBusy, ServerGreeter
+from shoal._core.transport.port import Port, Route, dial
+from shoal._core.transport.preamble import Answer
 from shoal._core.transport.stream import SocketConnection
 
 #: Peers of one listener that have not proved the token yet; beyond it the oldest goes, or the newest is refused and tries again.
@@ -31,6 +35,8 @@ _BACKLOG = 1024
 _RETRY_S = 0.005
 _LONGEST_RETRY_S = 0.25
 
+Welcome = Callable[[socket.socket], None]
+
 
 class SocketTransport:
     """Connects and listens on sockets, for processes that hold the cluster token. ``Transport`` in ``connection.py`` is the interface."""
@@ -40,6 +46,8 @@ class SocketTransport:
             raise ValueError(f"The cluster token must have at least 16 bytes, got {len(token)}: a short one could be guessed.")
         self._loop = loop
         self._token = token
+        #: On their way from an accepted socket to its greeter; kept because a loop holds its tasks weakly.
+        self._welcoming: set[asyncio.Task[object]] = set()
 
     async def connect(
         self, address: str, on_message: OnMessage, on_close: OnClose | None = None, *, timeout_s: float = HANDSHAKE_TIMEOUT_S
@@ -60,14 +68,14 @@ class SocketTransport:
     async def _connect_once(
         self, where: UnixAddress | TcpAddress, on_message: OnMessage, on_close: OnClose | None, timeout_s: float
     ) -> Connection:
-        adopt = partial(self._adopt, str(where), False)
-        greeter = ClientGreeter(self._loop, self._token, str(where), adopt, on_message, on_close, timeout_s)
+        if isinstance(where, TcpAddress):
+            return await self.greet(
+                await dial(self._loop, where, timeout_s=timeout_s), str(where), on_message, on_close, timeout_s=timeout_s
+            )
+        greeter = self._client_greeter(str(where), on_message, on_close, timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                if isinstance(where, UnixAddress):
-                    await self._loop.create_unix_connection(lambda: greeter, where.path)
-                else:
-                    await self._loop.create_connection(lambda: greeter, where.host, where.port)
+                await self._loop.create_unix_connection(lambda: greeter, where.path)
         except BlockingIOError:
             raise ServerBusy(f"{where} has more connections waiting than the system allows.") from None
         except (OSError, TimeoutError) as error:
@@ -77,27 +85,67 @@ class SocketTransport:
             ) from error
         return await greeter.wait()
 
+    async def greet(
+        self,
+        sock: socket.socket,
+        name: str,
+        on_message: OnMessage,
+        on_close: OnClose | None = None,
+        *,
+        timeout_s: float = HANDSHAKE_TIMEOUT_S,
+    ) -> Connection:
+        """Be the client on a connected socket, which is the connection's from now on. Raises as ``connect`` does."""
+        greeter = self._client_greeter(name, on_message, on_close, timeout_s)
+        try:
+            await self._loop.create_connection(lambda: greeter, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        return await greeter.wait()
+
     async def listen(
-        self, address: str, on_connection: Callable[[Connection], None], *, max_unproved: int = MAX_UNPROVED
+        self,
+        address: str,
+        on_connection: Callable[[Connection], None],
+        *,
+        max_unproved: int = MAX_UNPROVED,
+        route: Route | None = None,
     ) -> SocketListener:
         """Accept connections; ``on_connection`` gets each one after it has proved the token, and sets its ``on_message`` there and then.
 
-        ``tcp:HOST:0`` takes a free port; the listener's ``address`` tells which. OSError when the address is in use.
+        ``tcp:HOST:0`` takes a free port; the listener's ``address`` tells which. ``route`` gets the sockets of those who ask there for
+        another process. OSError when the address is in use.
         """
         where = parse_address(address)
         unproved: dict[ServerGreeter, float] = {}
-
-        def greet() -> ServerGreeter:
-            return ServerGreeter(self._loop, self._token, str(where), partial(self._adopt, "", True), on_connection, unproved, max_unproved)
-
+        greeter = partial(self._server_greeter, str(where), on_connection, unproved, max_unproved)
         if isinstance(where, UnixAddress):
             sock = _bind_unix(where.path)
             inode = os.stat(where.path).st_ino
-            server = await self._loop.create_unix_server(greet, sock=sock, backlog=_BACKLOG)
+            server = await self._loop.create_unix_server(greeter, sock=sock, backlog=_BACKLOG)
             return SocketListener(server, str(where), unproved, (where.path, inode))
-        server = await self._loop.create_server(greet, where.host, where.port, backlog=_BACKLOG)
-        port = server.sockets[0].getsockname()[1]
-        return SocketListener(server, str(TcpAddress(where.host, port)), unproved, None)
+        welcome = partial(self._welcome, greeter)
+        port = Port(self._loop, where, lambda sock, _encrypted: welcome(sock), route, can_encrypt=False, limit=max_unproved)
+        return SocketListener(port, str(port.where), unproved, None)
+
+    def welcomer(self, name: str, on_connection: Callable[[Connection], None], *, max_unproved: int = MAX_UNPROVED) -> Welcome:
+        """Return what is to be called with sockets that were handed over, to be the server on them as ``listen`` is."""
+        return partial(self._welcome, partial(self._server_greeter, name, on_connection, {}, max_unproved))
+
+    def _welcome(self, greeter: Callable[[], ServerGreeter], sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # it hung up: the greeter will find out
+            sock.send(bytes((Answer.OPEN,)), socket.MSG_NOSIGNAL)
+        welcoming = self._loop.create_task(self._loop.connect_accepted_socket(greeter, sock))
+        self._welcoming.add(welcoming)
+        welcoming.add_done_callback(self._welcoming.discard)
+
+    def _client_greeter(self, name: str, on_message: OnMessage, on_close: OnClose | None, timeout_s: float) -> ClientGreeter:
+        return ClientGreeter(self._loop, self._token, name, partial(self._adopt, name, False), on_message, on_close, timeout_s)
+
+    def _server_greeter(
+        self, name: str, on_connection: Callable[[Connection], None], unproved: dict[ServerGreeter, float], limit: int
+    ) -> ServerGreeter:
+        return ServerGreeter(self._loop, self._token, name, partial(self._adopt, "", True), on_connection, unproved, limit)
 
     def _adopt(self, name: str, accepted: bool, transport: asyncio.Transport, peer: str) -> SocketConnection:
         return SocketConnection(self._loop, transport, name or peer, accepted)
@@ -107,7 +155,7 @@ class SocketListener:
     """A listening socket. Closing it leaves the connections that it has handed out alone."""
 
     def __init__(
-        self, server: asyncio.AbstractServer, address: str, unproved: dict[ServerGreeter, float], path: tuple[str, int] | None
+        self, server: asyncio.AbstractServer | Port, address: str, unproved: dict[ServerGreeter, float], path: tuple[str, int] | None
     ) -> None:
         self.address = address
         self._server = server

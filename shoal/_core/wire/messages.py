@@ -58,6 +58,7 @@ class Value(msgspec.Struct, array_like=True, gc=False):
     data: bytes = b""  # INLINE: serialized value. FAILED: serialized exception. STORED: empty
     nbytes: int = 0
     refs: list[ObjectRefInfo] = []
+    node_id: bytes = b""  # STORED: where the primary copy lies
 
 
 class Shape(msgspec.Struct, array_like=True, frozen=True):
@@ -128,6 +129,9 @@ class Dep(msgspec.Struct, array_like=True, gc=False):
     owner: Address | None = None
     #: Filled by the submitter when the value is ready and small; None: the executor maps it from the object store.
     value: bytes | None = None
+    #: In the object store: where the primary copy lies, and its size.
+    node_id: bytes = b""
+    nbytes: int = 0
 
 
 class Cause(msgspec.Struct, array_like=True, gc=False):
@@ -183,6 +187,8 @@ class RegisterProcess(Message, tag=10):
     address: str
     job_id: bytes = b""  # drivers only
     log_to_driver: bool = False  # drivers only: send LogLines
+    #: The process's own node, when it registers with the agent of another one to ask for leases there.
+    node_id: bytes = b""
 
 
 class Registered(Message, tag=11):
@@ -193,6 +199,7 @@ class Registered(Message, tag=11):
     arena_path: str  # openable by the same user, e.g. /proc/PID/fd/N
     arena_bytes: int
     settings: bytes = b""  # msgpack of the Settings record, so that all processes of a session agree
+    endpoint: str = ""  # where other nodes reach this one; "": it is alone
 
 
 class ProcessExiting(Message, tag=12):
@@ -235,6 +242,26 @@ class FlushLogs(Message, tag=17):
     job_id: bytes
 
 
+class Dial(Message, tag=18):
+    """Process to its node agent: connect me to this process of another node, or to that node's agent (``worker_id`` is its node id)."""
+
+    rid: int
+    address: Address
+
+
+class SocketReady(Message, tag=19):
+    """The connected socket, on which the handshake is next, is handed over for this ticket."""
+
+    rid: int
+    ticket: bytes
+
+
+class TakeSocket(Message, tag=29):
+    """Node agent to process: somebody of another node has connected to you; fetch the socket with this ticket, and greet it."""
+
+    ticket: bytes
+
+
 class KillProcess(Message, tag=16):
     """Owner to node agent: kill this worker now (forced cancel, cancel that did not come through)."""
 
@@ -251,6 +278,8 @@ class RequestLease(Message, tag=20):
     backlog: int = 1  # tasks of this shape waiting at the owner
     retriable: bool = True
     name: str = ""  # for the infeasible warning
+    #: Node agents that have passed it on before.
+    hops: int = 0
 
 
 class LeaseGranted(Message, tag=21):
@@ -299,6 +328,13 @@ class LeaseInfeasible(Message, tag=27):
     message: str
 
 
+class LeaseSpilled(Message, tag=28):
+    """Answer to RequestLease: ask the agent of this node instead."""
+
+    rid: int
+    node_id: bytes
+
+
 # --- process <-> node agent: object store -------------------------------------------------------------------------------------
 
 
@@ -307,6 +343,8 @@ class CreateObject(Message, tag=30):
     object_id: bytes
     nbytes: int
     owner: Address
+    #: The primary copy is on another node: this one may be dropped whenever its room is needed.
+    is_copy: bool = False
 
 
 class ObjectCreated(Message, tag=31):
@@ -329,10 +367,12 @@ class AbortObject(Message, tag=33):
 
 
 class PinObjects(Message, tag=34):
-    """Make the objects readable (restore them if spilled) and keep them in place for this connection."""
+    """Make the objects readable (restore or pull them if need be) and keep them in place for this connection."""
 
     rid: int
     object_ids: list[bytes]
+    #: One (node of the primary copy, bytes) per object; empty: all are of this node.
+    sources: list[tuple[bytes, int]] = []
 
 
 class ObjectsPinned(Message, tag=35):
@@ -599,6 +639,8 @@ class NodeRecord(msgspec.Struct, array_like=True):
     alive: bool = True
     death_reason: str = ""
     name: str = ""
+    #: Where other nodes reach it, ``tcp:HOST:PORT``; "": nowhere.
+    endpoint: str = ""
 
 
 class RegisterNode(Message, tag=94):
@@ -623,6 +665,12 @@ class ListNodes(Message, tag=96):
 
 class NodeList(Message, tag=97):
     rid: int
+    nodes: list[NodeRecord]
+
+
+class NodesChanged(Message, tag=99):
+    """Control store to node agent: the other nodes that are new, have died, or have other resources than before; all of them at first."""
+
     nodes: list[NodeRecord]
 
 
@@ -857,6 +905,7 @@ class Published(Message, tag=151):
 AnyMessage = (
     Ack | Failed | CancelRequest | Ping
     | RegisterProcess | Registered | ProcessExiting | StopProcess | LogLines | NameProcess | FlushLogs | KillProcess
+    | Dial | SocketReady | TakeSocket | LeaseSpilled | NodesChanged
     | RequestLease | LeaseGranted | ReturnLease | LeaseWanted | WorkerDied | WorkerBlocked | WorkerUnblocked | LeaseInfeasible
     | CreateObject | ObjectCreated | SealObject | AbortObject | PinObjects | ObjectsPinned | UnpinObjects | FreeObjects | AdoptObjects
     | GetObject | ObjectValue | AddBorrower | RemoveBorrower | ReportLost | PinForever
@@ -872,6 +921,7 @@ AnyMessage = (
 
 #: Messages that answer a request of the receiver's. All other messages with a ``rid`` ask something.
 REPLY_TYPES: frozenset[type[Message]] = frozenset({
-    Ack, Failed, Registered, LeaseGranted, ObjectCreated, ObjectsPinned, ObjectValue, JobRegistered, JobInfo, FunctionBlob, KvValue,
+    Ack, Failed, Registered, LeaseGranted, LeaseSpilled, SocketReady,
+    ObjectCreated, ObjectsPinned, ObjectValue, JobRegistered, JobInfo, FunctionBlob, KvValue,
     KvKeyList, NodeList, NamedActor, NamedActorList, ActorStarted, PlacementGroupList,
 })  # fmt: skip

@@ -25,7 +25,6 @@ from shoal._core.wire.messages import (
     CancelTask,
     Cause,
     CreateActor,
-    Dep,
     SubscribeActor,
     TaskDone,
     UnsubscribeActor,
@@ -33,7 +32,7 @@ from shoal._core.wire.messages import (
 
 from .actor_calls import ActorCalls, CallLimit
 from .cancellation import cancelled_error
-from .entries import Entry
+from .entries import Entry, dep_of
 from .express import REFUSED, SENT, UNUSED
 from .objects import TAKE_OVER_S
 from .peers import Peer
@@ -116,7 +115,7 @@ class Actors:
                 self._announce(CreateActor(0, spec, cause), future)
                 self._on_update(ActorUpdate(spec.actor_id, ACTOR_DEAD, cause=cause))
                 return
-        spec.deps = [Dep(entry.object_id, entry.owner or self.core.me, entry.data if entry.kind == INLINE else None) for entry in deps]
+        spec.deps = [dep_of(entry, self.core.me) for entry in deps]
         self._announce(CreateActor(0, spec), future)
         self.core.control_store.send(SubscribeActor(spec.actor_id))
 

@@ -76,7 +76,7 @@ class Cancellation:
 
     def _kill_when_first(self, record: TaskRecord, lease: Lease) -> None:
         """Force: kill the worker, but not while it runs an innocent task before this one, which the worker then hands back."""
-        if record.state != PUSHED or record.lease is not lease or lease.id not in self.core.leasing.submission.leases:
+        if record.state != PUSHED or record.lease is not lease or lease.key not in self.core.leasing.submission.leases:
             return
         if next(iter(lease.in_flight.values()), None) is record:
             self._kill(record, lease)
@@ -85,9 +85,9 @@ class Cancellation:
 
     def _kill(self, record: TaskRecord, lease: Lease) -> None:
         """The task could not be interrupted (or must not be asked): its worker dies; what was queued behind it runs elsewhere."""
-        if record.state == PUSHED and record.lease is lease and lease.id in self.core.leasing.submission.leases:
+        if record.state == PUSHED and record.lease is lease and lease.key in self.core.leasing.submission.leases:
             cause = Cause("killed", f"Task {record.display_name} was cancelled.")
-            self.core.agent.send(KillProcess(lease.worker.worker_id, cause))
+            self.core.agents.get(lease.worker.node_id).send(KillProcess(lease.worker.worker_id, cause))
 
     def has_unfinished(self) -> bool:
         """Whether calls that a task of this process submitted are still to be answered."""

@@ -24,7 +24,9 @@ from shoal._core.transport import Connection, Listener, Transport
 from shoal._core.wire import messages as m
 
 from .actors import Actors, ActorToken
+from .agents import Agents
 from .cancellation import Cancellation
+from .connector import Connector
 from .entries import BorrowedEntry, Entry
 from .express import Express
 from .leasing import Leasing
@@ -60,6 +62,7 @@ class Core:
         *,
         loop: asyncio.AbstractEventLoop,
         transport: Transport,
+        connector: Connector,
         settings: Settings,
         me: m.Address,
         job_id: bytes,
@@ -95,7 +98,8 @@ class Core:
         #: Runs what user threads have posted, if anything is there; set by ``IoThread``.
         self.drain_inbox: Callable[[], None] = _nothing
         self.express = Express()
-        self.peers = Peers(loop, transport, self._peer_message, self._peer_batch_end, self._peer_lost)
+        self.peers = Peers(loop, connector, self._peer_message, self._peer_batch_end, self._peer_lost)
+        self.agents = Agents(self)
         self.objects = Objects(self)
         self.tasks = Tasks(self)
         self.leasing = Leasing(self)
@@ -123,6 +127,7 @@ class Core:
             m.LeaseInfeasible: leasing.on_lease_infeasible,
             m.WorkerDied: leasing.on_worker_died,
             m.LogLines: self._log_lines,
+            m.TakeSocket: connector.on_take_socket,
             **self._shared,
         }
         self._from_control_store: dict[type, Callable[[Any, Any], None]] = {
@@ -258,7 +263,8 @@ class Core:
             self.executor.on_caller_lost(connection)
 
     def _peer_message(self, peer: Peer, message: m.Message) -> None:
-        handler = self._from_executor.get(type(message))
+        is_agent = peer.address.worker_id == peer.address.node_id
+        handler = (self._from_agent if is_agent else self._from_executor).get(type(message))
         if handler is not None:
             handler(peer, message)
 
@@ -292,6 +298,8 @@ class Core:
 
     def _peer_lost(self, peer: Peer) -> None:
         self.drain_inbox()  # calls that user threads have sent over it
+        if self.agents.lost(peer):
+            self.leasing.agent_lost(peer.address.node_id)
         self.leasing.peer_lost(peer)
         self.actors.peer_lost(peer)
         self.objects.peer_lost(peer.address, peer.undelivered)

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shoal._core.wire.messages import FAILED, INLINE, STORED, Address
+from shoal._core.wire.messages import FAILED, INLINE, STORED, Address, Dep, Value
 
 if TYPE_CHECKING:
     from .records import TaskRecord
 
-__all__ = ["FAILED", "INLINE", "PENDING", "RELEASED", "STORED", "BorrowedEntry", "Entry"]
+__all__ = ["FAILED", "INLINE", "PENDING", "RELEASED", "STORED", "BorrowedEntry", "Entry", "Stored", "data_of", "dep_of"]
+
+
+class Stored(NamedTuple):
+    """Where a value lies."""
+
+    #: Node of the primary copy.
+    node_id: bytes
+    nbytes: int
+
+
+def data_of(value: Value) -> Any:
+    """Return what an entry keeps of a value that came in a message."""
+    return Stored(value.node_id, value.nbytes) if value.kind == STORED else value.data
+
 
 #: Not computed yet.
 PENDING = -1
@@ -30,7 +44,7 @@ class Entry:
     def __init__(self, object_id: bytes, count: int, task: Any = None) -> None:
         self.object_id = object_id
         self.kind = PENDING
-        #: INLINE: serialized value. FAILED: serialized error. STORED: size in bytes.
+        #: INLINE: serialized value. FAILED: serialized error. STORED: a ``Stored``.
         self.data: Any = None
         #: Live ObjectRefs of this process, plus pins: task arguments, containers, results on their way.
         self.count = count
@@ -69,3 +83,13 @@ class BorrowedEntry(Entry):
         self.registering = False
         #: A GetObject of ours is on its way.
         self.fetching = False
+
+
+def dep_of(entry: Entry, me: Address) -> Dep:
+    """Return what an executor needs to know of a complete argument."""
+    dep = Dep(entry.object_id, entry.owner or me)
+    if entry.kind == INLINE:
+        dep.value = entry.data
+    elif entry.kind == STORED:
+        dep.node_id, dep.nbytes = entry.data
+    return dep

@@ -61,7 +61,7 @@ async def hand_over(core: Core, cause: m.Cause) -> None:
             continue
         value = m.Value(entry.kind, refs=core.objects.infos(entry.inner or []))
         if entry.kind == STORED:
-            value.nbytes = entry.data
+            value.node_id, value.nbytes = entry.data
         else:
             value.data = entry.data
         kept.append(m.OwnedObject(entry.object_id, value, [(address, count) for address, count in (entry.borrowers or {}).values()]))

@@ -20,11 +20,13 @@ from typing import Any
 import msgspec
 
 from shoal._base.ids import WORKER_BYTES
+from shoal._base.paths import HANDOVER_SOCKET
 from shoal._base.settings import Settings
 from shoal._core.object_store import Arena, StoreClient
 from shoal._core.transport import Connection, SocketTransport
 from shoal._core.wire import messages as m
 
+from .connector import Connector, DirectConnector, NodeConnector
 from .core import Core
 from .inbox import Inbox
 
@@ -150,14 +152,18 @@ class IoThread:
         )
         settings = request.settings or msgspec.msgpack.decode(registered.settings, type=Settings)
         me = m.Address(request.worker_id, registered.node_id, own_address)
+        connector: Connector = DirectConnector(transport)
+        if registered.endpoint:
+            path = f"{request.session_dir}/{HANDOVER_SOCKET}"
+            connector = NodeConnector(self.loop, transport, agent, registered.node_id, path, self._accept)
         self.core = core = Core(
-            loop=self.loop, transport=transport, settings=settings, me=me, job_id=b"\0" * 4, runs_tasks=not request.is_driver,
-            on_agent_lost=self._on_agent_lost,
+            loop=self.loop, transport=transport, connector=connector, settings=settings, me=me, job_id=b"\0" * 4,
+            runs_tasks=not request.is_driver, on_agent_lost=self._on_agent_lost,
         )  # fmt: skip
         self.inbox = Inbox(self.loop, core.flush)
         core.drain_inbox = self.inbox.drain_rest
         self._arena = arena = Arena.open(request.arena_fd if request.arena_fd >= 0 else registered.arena_path, registered.arena_bytes)
-        store = StoreClient(arena, agent.send, agent.request, self._wake_store)
+        store = StoreClient(arena, agent.send, agent.request, self._wake_store, registered.node_id)
         core.attach(agent, m.Address(registered.node_id, registered.node_id, request.agent_address), store, listener)
         self.control_address = registered.control_store
         await core.connect_control_store(registered.control_store)

@@ -23,6 +23,7 @@ from shoal._core.wire.messages import (
     HandBack,
     LeaseGranted,
     LeaseInfeasible,
+    LeaseSpilled,
     LeaseWanted,
     RequestLease,
     ReturnLease,
@@ -35,7 +36,7 @@ from .cancellation import cancelled_error
 from .express import REFUSED, SENT, UNUSED
 from .peers import Peer
 from .records import TaskRecord
-from .submission import Lease, ShapeQueue, Submission
+from .submission import Lease, LeaseKey, ShapeQueue, Submission
 
 if TYPE_CHECKING:
     from .core import Core
@@ -56,7 +57,8 @@ class Leasing:
         self.core = core
         self.submission = Submission(core.settings, self)
         self._dirty: dict[Shape, ShapeQueue] = {}
-        self._request_rids: dict[int, Any] = {}
+        #: Number of a request under way -> the agent that has it, and the message.
+        self._requests: dict[int, tuple[Any, RequestLease]] = {}
         self._next_request = 0
         self._ticking = False
         self._warned: set[str] = set()
@@ -92,41 +94,41 @@ class Leasing:
         self._leaving = True
         self.submission.give_back_idle()
         for lease in self.submission.leases.values():
-            self.core.agent.send(ReturnLease(lease.id, worker_failed=True))
+            self._agent_of(lease).send(ReturnLease(lease.id, worker_failed=True))
 
     # --- effects of submission -----------------------------------------------------------------------------
 
     def request_lease(self, shape: Shape, backlog: int, name: str, retriable: bool) -> int:
         self._next_request += 1
-        number = self._next_request
-        message = RequestLease(0, shape, backlog, retriable, name)
-        future = self.core.agent.request(message)
-        self._request_rids[number] = message
-        future.add_done_callback(lambda done: self._lease_answered(shape, number, done))
-        return number
+        self._ask(self.core.me.node_id, self._next_request, RequestLease(0, shape, backlog, retriable, name))
+        return self._next_request
+
+    def _ask(self, node_id: bytes, number: int, message: RequestLease) -> None:
+        agent = self.core.agents.get(node_id)
+        self._requests[number] = agent, message
+        future: asyncio.Future[Any] = agent.request(message)
+        future.add_done_callback(lambda done: self._lease_answered(node_id, number, message, done))
 
     def cancel_lease_request(self, request: int) -> None:
         # Not future.cancel(): a grant that is already on its way must still be seen, or the lease would be lost.
-        message = self._request_rids.get(request)
-        if message is not None:
-            self.core.agent.send(CancelRequest(message.rid))
+        asked = self._requests.get(request)
+        if asked is not None:
+            agent, message = asked
+            agent.send(CancelRequest(message.rid))
 
-    def _lease_answered(self, shape: Shape, number: int, done: asyncio.Future[Any]) -> None:
-        self._request_rids.pop(number, None)
+    def _lease_answered(self, node_id: bytes, number: int, message: RequestLease, done: asyncio.Future[Any]) -> None:
+        self._requests.pop(number, None)
         if done.cancelled() or self.core.closing:
             return
-        error = done.exception()
-        if error is None and self._leaving:
-            self.core.agent.send(ReturnLease(done.result().lease_id))
+        shape, error = message.shape, done.exception()
+        if error is None and isinstance(done.result(), LeaseSpilled):
+            self._spilled(number, message, done.result())
+        elif error is None and self._leaving:
+            self.core.agents.get(node_id).send(ReturnLease(done.result().lease_id))
         elif error is None:
-            grant: LeaseGranted = done.result()
-            lease = self.submission.granted(shape, number, grant, self.core.loop.time())
-            peer = self.core.peers.get(grant.worker)
-            peer.lease = lease
-            lease.channel = peer
-            peer.send(BeginLease(grant.lease_id, self.core.me, shape.job_id, grant.resource_ids, grant.placement_group, grant.bundle_index))
-            self._dirty[shape] = lease.queue
-        elif isinstance(error, RequestFailed) and error.kind == "Cancelled":
+            self._granted(number, shape, done.result())
+        elif (isinstance(error, RequestFailed) and error.kind == "Cancelled") or (not self.core.lost and node_id != self.core.me.node_id):
+            # Withdrawn; or the agent of another node has ended: ask anew, here, if there is need.
             queue = self.submission.queues.get(shape)
             if queue is not None and number in queue.requests:
                 queue.requests.remove(number)
@@ -137,6 +139,25 @@ class Leasing:
             for record in self.submission.refused(shape, number):
                 self.core.tasks.fail(record, data)
         self.core.flush()
+
+    def _spilled(self, number: int, message: RequestLease, spilled: LeaseSpilled) -> None:
+        """Ask the agent of another node, unless the request is not needed any more."""
+        queue = self.submission.queues.get(message.shape)
+        if queue is None or number not in queue.requests:
+            return
+        again = RequestLease(0, message.shape, len(queue.ready), message.retriable, message.name, message.hops + 1)
+        self._ask(spilled.node_id, number, again)
+
+    def _granted(self, number: int, shape: Shape, grant: LeaseGranted) -> None:
+        lease = self.submission.granted(shape, number, grant, self.core.loop.time())
+        peer = self.core.peers.get(grant.worker)
+        peer.lease = lease
+        lease.channel = peer
+        peer.send(BeginLease(grant.lease_id, self.core.me, shape.job_id, grant.resource_ids, grant.placement_group, grant.bundle_index))
+        self._dirty[shape] = lease.queue
+
+    def _agent_of(self, lease: Lease) -> Any:
+        return self.core.agents.get(lease.worker.node_id)
 
     def push(self, lease: Lease, records: list[TaskRecord]) -> None:
         peer: Any = lease.channel
@@ -154,7 +175,7 @@ class Leasing:
         peer: Any = lease.channel
         if peer is not None and peer.lease is lease:
             peer.lease = None
-        self.core.agent.send(ReturnLease(lease.id))
+        self._agent_of(lease).send(ReturnLease(lease.id))
 
     def ask_hand_back(self, lease: Lease) -> None:
         peer: Any = lease.channel
@@ -162,14 +183,19 @@ class Leasing:
 
     # --- messages from the node agent and from workers -----------------------------------------------------
 
-    def on_lease_wanted(self, _channel: Any, message: LeaseWanted) -> None:
+    def on_lease_wanted(self, channel: Any, message: LeaseWanted) -> None:
         # A lease may be wanted back in the frame that grants it, and the grant is handled after this turn of the loop, as replies are: if
         # this overtook it, the wish would be lost, and with work enough the lease would be kept for ever.
-        self.core.loop.call_soon(self._wanted, message.lease_id)
+        self.core.loop.call_soon(self._wanted, (self._node_of(channel), message.lease_id))
 
-    def _wanted(self, lease_id: int) -> None:
-        self.submission.wanted(lease_id)
+    def _wanted(self, key: LeaseKey) -> None:
+        self.submission.wanted(key)
         self.core.flush()
+
+    def _node_of(self, channel: Any) -> bytes:
+        """The node of the agent at the other end of a channel."""
+        node_id: bytes = self.core.me.node_id if channel is self.core.agent else channel.address.node_id
+        return node_id
 
     def on_lease_infeasible(self, _channel: Any, message: LeaseInfeasible) -> None:
         if message.message not in self._warned:
@@ -241,8 +267,15 @@ class Leasing:
             else:
                 self.core.loop.call_later(DEATH_NOTICE_S, self._worker_gone, lease, None)
 
-    def on_worker_died(self, _channel: Any, message: WorkerDied) -> None:
-        lease = self.submission.leases.get(message.lease_id)
+    def agent_lost(self, node_id: bytes) -> None:
+        """The agent of another node has ended, and with it all workers there."""
+        cause = Cause("node_died", "Its node has ended, or cannot be reached any more.", node_id=node_id)
+        for lease in list(self.submission.leases.values()):
+            if lease.worker.node_id == node_id:
+                self._worker_gone(lease, cause)
+
+    def on_worker_died(self, channel: Any, message: WorkerDied) -> None:
+        lease = self.submission.leases.get((self._node_of(channel), message.lease_id))
         if lease is not None:
             peer: Any = lease.channel
             if peer is None or peer.lost or lease.dead:
@@ -255,15 +288,15 @@ class Leasing:
             self.core.flush()
 
     def _worker_gone(self, lease: Lease, cause: Cause | None) -> None:
-        if lease.id not in self.submission.leases:
+        if lease.key not in self.submission.leases:
             return
         self.withdraw(lease)
         records = self.submission.lost(lease)
         peer: Any = lease.channel
         if peer is not None:
             peer.lease = None
-        if not (cause is not None and cause.pid):
-            self.core.agent.send(ReturnLease(lease.id, worker_failed=True))
+        if not (cause is not None and (cause.pid or cause.kind == "node_died")):
+            self._agent_of(lease).send(ReturnLease(lease.id, worker_failed=True))
         started = cause.started if cause is not None else b""
         order = [record.task_id for record in records]
         maybe_run = len(records)

@@ -35,7 +35,7 @@ from shoal._core.wire.messages import (
     Value,
 )
 
-from .entries import FAILED, PENDING, STORED, BorrowedEntry, Entry
+from .entries import FAILED, PENDING, STORED, BorrowedEntry, Entry, data_of
 from .ownership import Ownership
 from .waiting import GetOperation, Operation, WaitOperation
 
@@ -58,7 +58,8 @@ class Objects:
         self.operations: list[Operation] = []
         self._completed: deque[Entry] = deque()
         self._notifying = False
-        self._freed: list[bytes] = []
+        #: Node of the primary copy -> objects of ours that nobody needs any more.
+        self._freed: dict[bytes, list[bytes]] = {}
         #: Foreign references that appeared while a task ran and are not registered yet. See ``settle_borrows``.
         self._unregistered: dict[bytes, BorrowedEntry] = {}
         #: This process leaves and the node agent gets its objects: what borrowers still say is passed on.
@@ -68,8 +69,8 @@ class Objects:
 
     # --- effects of the ownership table --------------------------------------------------------------------
 
-    def free_stored(self, object_id: bytes) -> None:
-        self._freed.append(object_id)
+    def free_stored(self, object_id: bytes, node_id: bytes) -> None:
+        self._freed.setdefault(node_id, []).append(object_id)
 
     def remove_borrower(self, object_id: bytes, owner: Address, count: int) -> None:
         self.core.owner_channel(owner).send(RemoveBorrower(object_id, self.core.me, count))
@@ -94,8 +95,9 @@ class Objects:
         if self.operations:
             self.operations = [one for one in self.operations if not one.fired]
         if self._freed:
-            freed, self._freed = self._freed, []
-            self.core.agent.send(FreeObjects(freed))
+            freed, self._freed = self._freed, {}
+            for node_id, object_ids in freed.items():
+                self.core.agents.get(node_id).send(FreeObjects(object_ids))
 
     # --- borrowing -----------------------------------------------------------------------------------------
 
@@ -269,7 +271,7 @@ class Objects:
             value: Value = done.result().value
             inner = self.own.receive(value.refs, sender)
             if self.own.entries.get(entry.object_id) is entry and entry.kind == PENDING:
-                self.complete(entry, value.kind, value.nbytes if value.kind == STORED else value.data, inner)
+                self.complete(entry, value.kind, data_of(value), inner)
             else:
                 for held in inner:
                     self.own.unpin(held)
@@ -389,7 +391,7 @@ class Objects:
                 return
             self.core.flush()
 
-        self.core.store.pin([entry.object_id]).add_done_callback(pinned)
+        self.core.store.pin([entry.object_id], [entry.data]).add_done_callback(pinned)
 
     # --- serving borrowers ---------------------------------------------------------------------------------
 
@@ -432,7 +434,7 @@ class Objects:
         entry.seen = True
         value = Value(entry.kind)
         if entry.kind == STORED:
-            value.nbytes = entry.data
+            value.node_id, value.nbytes = entry.data
         else:
             value.data = entry.data
 

@@ -23,7 +23,7 @@ from .entries import PENDING, RELEASED, BorrowedEntry, Entry
 class Effects(Protocol):
     """What the table asks of the process around it. None of these calls back into the table."""
 
-    def free_stored(self, object_id: bytes) -> None:
+    def free_stored(self, object_id: bytes, node_id: bytes) -> None:
         """Nobody needs the stored value any more."""
 
     def remove_borrower(self, object_id: bytes, owner: Address, count: int) -> None:
@@ -192,7 +192,7 @@ class Ownership:
                 self.entries.pop(entry.object_id, None)
             return
         if entry.kind == STORED:
-            self.effects.free_stored(entry.object_id)
+            self.effects.free_stored(entry.object_id, entry.data.node_id)
             entry.kind = RELEASED
             self._give_up_inner(entry)
         if entry.lineage > 0:

@@ -10,8 +10,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from shoal._core.transport import Connection, ConnectionLost, Transport
+from shoal._core.transport import Connection, ConnectionLost
 from shoal._core.wire.messages import Address, DefineTemplate, Message, TaskTemplate
+
+from .connector import Connector
 
 #: Templates remembered per connection before numbering starts again.
 TEMPLATE_LIMIT = 4096
@@ -122,13 +124,13 @@ class Peers:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        transport: Transport,
+        connector: Connector,
         on_message: Callable[[Peer, Message], None],
         on_batch_end: Callable[[], None],
         on_lost: Callable[[Peer], None],
     ) -> None:
         self.loop = loop
-        self._transport = transport
+        self._connector = connector
         self._on_message = on_message
         self._on_batch_end = on_batch_end
         self._on_lost = on_lost
@@ -157,7 +159,7 @@ class Peers:
             self._forget(peer)
 
         try:
-            connection = await self._transport.connect(peer.address.address, message, closed)
+            connection = await self._connector.connect(peer.address, message, closed)
         except (OSError, ConnectionLost, TimeoutError) as error:
             peer._failed(error)
             self._forget(peer)

@@ -211,7 +211,8 @@ class CoreRuntime:
         missing = {dep.object_id: dep for dep in deps if dep.value is None}
         while missing:
             ids = list(missing)
-            found = self.bridge.call(lambda ids=ids: self.core.store.pin(ids))  # type: ignore[misc]
+            sources = [(dep.node_id, dep.nbytes) for dep in missing.values()]
+            found = self.bridge.call(lambda ids=ids, sources=sources: self.core.store.pin(ids, sources))  # type: ignore[misc]
             places.update((object_id, place) for object_id, place in zip(ids, found, strict=True) if place is not None)
             missing = {object_id: dep for object_id, dep in missing.items() if object_id not in places}
             for dep in missing.values():

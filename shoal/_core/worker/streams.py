@@ -16,7 +16,7 @@ from shoal._base.references import DynamicObjectRefGenerator
 from shoal._core.serialization import serialize
 from shoal._core.wire.messages import FAILED, INLINE, STORED, GeneratorConsumed, GeneratorItem
 
-from .entries import Entry
+from .entries import Entry, data_of
 from .records import FINISHED, TaskRecord
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Streams:
             for held in inner:
                 self.core.objects.own.unpin(held)
             if message.value.kind == STORED and (stream is None or known is None):
-                self.core.objects.free_stored(item_id)
+                self.core.objects.free_stored(item_id, message.value.node_id)
             return
         entry = self.core.objects.own.new_owned(item_id, 1)
         entry.task = stream.record
@@ -104,7 +104,7 @@ class Streams:
 
     def _complete(self, entry: Entry, message: GeneratorItem, inner: list[Entry]) -> None:
         value = message.value
-        self.core.objects.complete(entry, value.kind, value.nbytes if value.kind == STORED else value.data, inner)
+        self.core.objects.complete(entry, value.kind, data_of(value), inner)
 
     def task_over(self, record: TaskRecord) -> None:
         """The end is known: wake whoever waits for it."""

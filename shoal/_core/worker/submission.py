@@ -29,6 +29,10 @@ STALL_S = 0.02
 NEWEST = 0.2
 
 
+#: Node and the number that its agent gave.
+LeaseKey = tuple[bytes, int]
+
+
 class Lease:
     """The right to push tasks of one shape to one worker."""
 
@@ -40,6 +44,7 @@ class Lease:
         "id",
         "idle_since",
         "in_flight",
+        "key",
         "last_progress",
         "offer",
         "pid",
@@ -51,6 +56,8 @@ class Lease:
 
     def __init__(self, grant: LeaseGranted, queue: ShapeQueue, now: float) -> None:
         self.id = grant.lease_id
+        #: Agents number their leases each for itself.
+        self.key: LeaseKey = (grant.worker.node_id, grant.lease_id)
         self.worker: Address = grant.worker
         self.pid = grant.pid
         self.resource_ids = grant.resource_ids
@@ -114,7 +121,7 @@ class Submission:
         self.settings = settings
         self.effects = effects
         self.queues: dict[Shape, ShapeQueue] = {}
-        self.leases: dict[int, Lease] = {}
+        self.leases: dict[LeaseKey, Lease] = {}
 
     # --- tasks ---------------------------------------------------------------------------------------------
 
@@ -195,7 +202,7 @@ class Submission:
             queue.requests.remove(request)
         lease = Lease(grant, queue, now)
         queue.leases.append(lease)
-        self.leases[lease.id] = lease
+        self.leases[lease.key] = lease
         return lease
 
     def refused(self, shape: Shape, request: int) -> list[TaskRecord]:
@@ -229,7 +236,7 @@ class Submission:
 
     def sent(self, lease: Lease, record: TaskRecord, now: float) -> bool:
         """A user thread has sent a task on an idle lease. False if the worker is lost meanwhile."""
-        if lease.id not in self.leases:
+        if lease.key not in self.leases:
             return False
         record.state = PUSHED
         record.lease = lease
@@ -247,7 +254,7 @@ class Submission:
 
     def may_offer(self, lease: Lease) -> bool:
         """Whether a user thread may send a task on the lease: nothing is there, and nothing waits for it."""
-        return not (lease.in_flight or lease.wanted or lease.dead or lease.queue.ready) and lease.id in self.leases
+        return not (lease.in_flight or lease.wanted or lease.dead or lease.queue.ready) and lease.key in self.leases
 
     def _is_idle(self, lease: Lease) -> bool:
         return not lease.in_flight and self.effects.withdraw(lease)
@@ -261,9 +268,9 @@ class Submission:
         if not lease.in_flight:
             lease.idle_since = now
 
-    def wanted(self, lease_id: int) -> None:
+    def wanted(self, key: LeaseKey) -> None:
         """Others wait for what this lease holds."""
-        lease = self.leases.get(lease_id)
+        lease = self.leases.get(key)
         if lease is None:
             return
         lease.wanted = True
@@ -313,7 +320,7 @@ class Submission:
 
     def settle(self, lease: Lease) -> None:
         """After replies: return a lease that is wanted or dying and has nothing in flight."""
-        if (lease.wanted or lease.dead) and lease.id in self.leases and self._is_idle(lease):
+        if (lease.wanted or lease.dead) and lease.key in self.leases and self._is_idle(lease):
             self._give_back(lease)
 
     def _give_back(self, lease: Lease) -> None:
@@ -321,7 +328,7 @@ class Submission:
         self.effects.return_lease(lease)
 
     def _drop(self, lease: Lease) -> None:
-        if self.leases.pop(lease.id, None) is not None:
+        if self.leases.pop(lease.key, None) is not None:
             lease.queue.leases.remove(lease)
             self._forget_if_empty(lease.queue)
 
@@ -334,8 +341,8 @@ class Submission:
 
     def check(self) -> None:
         """Assert the invariants. O(tasks in flight)."""
-        for lease_id, lease in self.leases.items():
-            assert lease.id == lease_id
+        for key, lease in self.leases.items():
+            assert lease.key == key
             assert lease in lease.queue.leases
             for task_id, record in lease.in_flight.items():
                 assert record.task_id == task_id
@@ -344,7 +351,7 @@ class Submission:
         for shape, queue in self.queues.items():
             assert queue.shape == shape
             assert len(queue.requests) == len(set(queue.requests))
-            assert all(lease.id in self.leases for lease in queue.leases)
+            assert all(lease.key in self.leases for lease in queue.leases)
             for record in queue.ready:
                 assert record.state == QUEUED
                 assert record.lease is None

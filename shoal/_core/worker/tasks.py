@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from shoal._base.ids import TaskId, object_id
 from shoal._core.serialization import describe_cause, serialize_dependent_error, serialize_system_error, worker_crashed
-from shoal._core.wire.messages import FAILED, LOST, Cause, Dep, PushTask, TaskDone
+from shoal._core.wire.messages import FAILED, LOST, Cause, PushTask, TaskDone
 
 from .cancellation import cancelled_error
-from .entries import INLINE, STORED, Entry
+from .entries import STORED, Entry, data_of, dep_of
 from .peers import Peer
 from .records import FINISHED, PUSHED, WAITING, TaskRecord
 
@@ -87,9 +87,7 @@ class Tasks:
     def wire_task(self, peer: Peer, record: TaskRecord) -> PushTask:
         message = wire_message(peer.template_index(record.template), record)
         if record.deps:
-            message.deps = [
-                Dep(entry.object_id, entry.owner or self.core.me, entry.data if entry.kind == INLINE else None) for entry in record.deps
-            ]
+            message.deps = [dep_of(entry, self.core.me) for entry in record.deps]
             message.stored_args = record.stored_args
         return message
 
@@ -130,7 +128,7 @@ class Tasks:
                 returned = object_id(TaskId(message.task_id), index)
                 entry = objects.own.entries.get(returned)
                 if entry is None or entry.kind == FAILED:
-                    objects.free_stored(returned)
+                    objects.free_stored(returned, value.node_id)
 
     def finish(self, record: TaskRecord, message: TaskDone, sender: bytes) -> None:
         """The executor's reply. ``sender``: its worker id."""
@@ -166,7 +164,7 @@ class Tasks:
                 continue
             if value.kind == STORED:
                 stored = True
-                objects.complete(entry, STORED, value.nbytes, inner)
+                objects.complete(entry, STORED, data_of(value), inner)
             else:
                 objects.complete(entry, value.kind, value.data, inner)
         self.retire(record, stored or (record.generator is not None and record.generator.stored))
@@ -180,13 +178,14 @@ class Tasks:
             record.generator.failed(error)
         # A worker may have stored results before it failed, or before it died without a word.
         stored = record.state == PUSHED or record.attempt > 0
+        node_id = record.lease.worker.node_id if record.lease is not None else self.core.me.node_id
         for entry in record.returns:
             if inner:
                 for held in inner:
                     held.count += 1
             if entry.kind < 0:
                 if stored:
-                    objects.free_stored(entry.object_id)
+                    objects.free_stored(entry.object_id, node_id)
                 objects.complete(entry, FAILED, error, list(inner) if inner else None)
         for held in inner or ():
             objects.own.unpin(held)

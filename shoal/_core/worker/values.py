@@ -20,7 +20,7 @@ from shoal._core.wire import messages as m
 
 from .bridge import Bridge
 from .core import Core
-from .entries import FAILED, INLINE, STORED, Entry
+from .entries import FAILED, INLINE, STORED, Entry, Stored
 from .objects import error_bytes
 
 
@@ -47,7 +47,7 @@ class Values:
             entry.kind = INLINE
         else:
             self.store_object(object_id, serialized, self._core.me)
-            entry.data = serialized.nbytes
+            entry.data = Stored(self._core.me.node_id, serialized.nbytes)
             entry.kind = STORED
         if serialized.refs:
             self._bridge.post(self._hold_inner, (entry, [ref._id for ref in serialized.refs]))

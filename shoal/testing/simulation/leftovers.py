@@ -22,7 +22,7 @@ def core_leftovers(core: Core) -> list[str]:
         "leases": core.leasing.submission.leases,
         "queues": core.leasing.submission.queues,
         "lineage": list(core.recovery.lineage._records),
-        "lease requests": core.leasing._request_rids,
+        "lease requests": core.leasing._requests,
         "children": core.cancellation._children,
         "actors": [f"{one.actor_id[:4].hex()} state {one.state} waiting {len(one.waiting)}" for one in actors.calls.values()],
         "constructor arguments": actors._creation_args,

@@ -98,20 +98,21 @@ class Inbound:
         self.calls[message.task_id] = call
         if call.template.num_returns < 0:
             call.stream_gate = StreamGate(call.template.backpressure)
-        missing = [dep.object_id for dep in message.deps if dep.value is None]
+        missing = [dep for dep in message.deps if dep.value is None]
         if missing:
             self._fetch_arguments(call, missing)
         self._arrived.append(call)
 
-    def _fetch_arguments(self, call: Call, missing: list[bytes]) -> None:
+    def _fetch_arguments(self, call: Call, missing: list[m.Dep]) -> None:
         """Make stored arguments readable before the call's turn comes."""
+        ids = [dep.object_id for dep in missing]
         ready = call.ready = threading.Lock()
         ready.acquire()
 
         def pinned(done: asyncio.Future[Any]) -> None:
             error = done.exception() if not done.cancelled() else RequestFailed("RaySystemError", "the node agent is gone", b"")
             if error is None:
-                call.places = dict(zip(missing, done.result(), strict=True))
+                call.places = dict(zip(ids, done.result(), strict=True))
                 if self.calls.get(call.task.task_id) is not call:  # handed back meanwhile
                     self._give_back_places(call)
             elif isinstance(error, RequestFailed):
@@ -120,7 +121,7 @@ class Inbound:
                 call.error = exceptions.RaySystemError(str(error))
             ready.release()
 
-        self.core.store.pin(missing).add_done_callback(pinned)
+        self.core.store.pin(ids, [(dep.node_id, dep.nbytes) for dep in missing]).add_done_callback(pinned)
 
     def on_batch_end(self) -> None:
         """Hand over everything that arrived in one read at once."""

@@ -1,0 +1,64 @@
+"""The control store as a process of its own, for clusters: it dies apart from the nodes, and can be started again on its tables.
+
+read options ─ open the tables, read them back ─ listen ─ "ready" ─ serve ─ (ending.py) ─ write what is left, leave
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import traceback
+from typing import NoReturn
+
+from shoal._base import processes
+from shoal._base.process_title import set_title
+from shoal._core.control_store.server import ControlStore
+from shoal._core.control_store.storage import SqliteStorage
+from shoal._core.process import session as sessions
+from shoal._core.process.ending import Ending
+from shoal._core.process.options import ControlOptions, HeadReady, receive_frame, send_frame
+from shoal._core.process.serving import new_loop
+from shoal._core.transport.sockets import SocketTransport
+
+TABLES_FILE = "tables.sqlite"
+
+
+def main(argument: str) -> NoReturn:
+    """Run a control store in a fresh interpreter. ``argument``: as of ``head.main``."""
+    descriptor, _, session_dir = argument.partition(" ")
+    lifeline = socket.socket(fileno=int(descriptor))
+    try:
+        options = receive_frame(lifeline, ControlOptions)
+        processes.raise_descriptor_limit()
+        set_title("shoal: control store")
+        loop = new_loop()
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(_serve(loop, options, lifeline, sessions.open_session(session_dir)))
+    except BaseException:
+        text = traceback.format_exc()
+        print(text, file=sys.stderr, flush=True)
+        try:
+            send_frame(lifeline, HeadReady(error=text))
+        except OSError as error:
+            print(f"Nobody is there to be told: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
+
+
+async def _serve(loop: asyncio.AbstractEventLoop, options: ControlOptions, lifeline: socket.socket, session: sessions.Session) -> None:
+    ending = Ending(loop, lifeline, options.driver_pid)
+    session.record()
+    storage = SqliteStorage(session.directory / TABLES_FILE)
+    store = ControlStore(loop, storage, options.settings)
+    store.load()
+    transport = SocketTransport(loop, session.token())
+    listener = await transport.listen(options.listen, store.accept)
+    send_frame(lifeline, HeadReady(control_address=listener.address, session_dir=str(session.path), pid=os.getpid()))
+    await ending.wait()
+    listener.close()
+    store.close()
+    storage.close()
+    if options.driver_pid:  # nobody will start it again
+        session.remove()

@@ -1,0 +1,246 @@
+"""A TCP port: sockets are accepted, say for whom they are, and go to the one who is meant.
+
+accept ── preamble ──┬─ SELF ────▶ on_open(socket)         greeted by the one who listens
+                     ├─ another ─▶ route(target, socket)   handed over to a process of this node
+                     └─ nobody, garbage, too slow, too many ─▶ closed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+from shoal._core.transport.addresses import TcpAddress
+from shoal._core.transport.errors import ConnectFailed, HandshakeTimeout, TransportError
+from shoal._core.transport.preamble import (
+    PREAMBLE_BYTES,
+    SELF,
+    Answer,
+    check_answer,
+    decode_preamble,
+    encode_preamble,
+    is_preamble,
+)
+
+log = logging.getLogger("shoal.transport")
+
+#: Seconds that a stranger has for 40 bytes.
+PREAMBLE_S = 5.0
+#: Seconds that it keeps its place when others wait for one.
+PATIENCE_S = 1.0
+#: Seconds to wait when the system has no descriptor left for a new socket.
+_SHORT_OF_DESCRIPTORS_S = 0.1
+_BACKLOG = 1024
+#: Seconds of silence after which the kernel asks the peer's, between its questions, and number of questions: on an idle connection a peer
+#: whose machine vanished is noticed after 15 s. Not TCP_USER_TIMEOUT: it also ends connections whose peer is only slow to read.
+_KEEPALIVE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = 6, 3, 3
+
+#: Called with target, socket and whether TLS follows. Takes the socket for another process, which answers OPEN once it has it: it may be
+#: gone by then. False: there is no such process.
+Route = Callable[[bytes, socket.socket, bool], bool]
+
+
+class Port:
+    """A listening TCP socket. Closing it leaves the sockets that it has given away alone.
+
+    Args:
+        on_open: gets sockets for SELF, and whether TLS follows; it answers OPEN.
+        route: gets sockets for others; None: nobody else is here.
+        can_encrypt: whether this process has a certificate. Without one, and on loopback, TLS is refused; elsewhere plain bytes are.
+        limit: strangers at a time that have not said for whom they come; more wait in the system's queue.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        where: TcpAddress,
+        on_open: Callable[[socket.socket, bool], None],
+        route: Route | None,
+        *,
+        can_encrypt: bool,
+        limit: int,
+    ) -> None:
+        self._loop = loop
+        self._on_open = on_open
+        self._route = route
+        self._can_encrypt = can_encrypt
+        self._limit = limit
+        self._sock = _listen(where)
+        self.where = TcpAddress(where.host, self._sock.getsockname()[1])
+        #: Oldest first, and since when.
+        self._strangers: dict[asyncio.Task[None], float] = {}
+        #: Newcomers wait in the system's queue.
+        self._full = False
+        self._closed = False
+        loop.add_reader(self._sock.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Stop listening and drop the strangers. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._sock.fileno())
+            self._sock.close()
+        for stranger in self._strangers:
+            stranger.cancel()
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._sock.accept()
+        except (BlockingIOError, ConnectionError) as error:
+            log.debug("A peer hung up while it waited at %s: %s", self.where, error)
+            return
+        except OSError as error:
+            log.warning("%s accepts no connection for the moment: %s", self.where, error)
+            self._pause(_SHORT_OF_DESCRIPTORS_S)
+            return
+        stranger = self._loop.create_task(self._receive(sock))
+        self._strangers[stranger] = self._loop.time()
+        stranger.add_done_callback(self._stranger_gone)
+        if len(self._strangers) >= self._limit:
+            self._full = True
+            self._loop.remove_reader(self._sock.fileno())
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Hang up on the oldest stranger when it has had its time and others may wait."""
+        if self._full and not self._closed:
+            oldest, since = next(iter(self._strangers.items()))
+            left = since + PATIENCE_S - self._loop.time()
+            if left <= 0:
+                oldest.cancel()
+            else:
+                self._loop.call_later(left, self._make_room)
+
+    def _stranger_gone(self, stranger: asyncio.Task[None]) -> None:
+        del self._strangers[stranger]
+        if self._full and not self._closed:
+            self._full = False
+            self._pause(0)
+
+    def _pause(self, seconds: float) -> None:
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.call_later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        if not self._closed and not self._full:
+            self._loop.add_reader(self._sock.fileno(), self._accept)
+
+    async def _receive(self, sock: socket.socket) -> None:
+        given = False
+        try:
+            sock.setblocking(False)
+            tune(sock)
+            async with asyncio.timeout(PREAMBLE_S):
+                data = b""
+                while len(data) < PREAMBLE_BYTES:
+                    piece = await self._loop.sock_recv(sock, PREAMBLE_BYTES - len(data))
+                    data += piece
+                    if not piece or not is_preamble(data):
+                        log.debug("%s sent %r to %s, which is no preamble.", _name(sock), data[:16], self.where)
+                        return
+                target, encrypted, answer = decode_preamble(data)
+                if answer == Answer.OPEN:
+                    answer = self._judge(sock, encrypted)
+                if answer == Answer.OPEN and target == SELF:
+                    given = True
+                    self._on_open(sock, encrypted)
+                elif answer == Answer.OPEN:
+                    given = self._route is not None and self._route(target, sock, encrypted)
+                    answer = Answer.UNKNOWN
+                if not given:
+                    await self._loop.sock_sendall(sock, bytes((answer,)))
+        except (OSError, TimeoutError) as error:
+            log.debug("A connection to %s ended before it said for whom it is: %s", self.where, error)
+        finally:
+            if not given:
+                sock.close()
+
+    def _judge(self, sock: socket.socket, encrypted: bool) -> Answer:
+        loopback = is_loopback(sock.getsockname()[0])
+        if encrypted and (loopback or not self._can_encrypt):
+            return Answer.CANNOT_ENCRYPT
+        if not encrypted and not loopback and self._can_encrypt:
+            return Answer.MUST_ENCRYPT
+        return Answer.OPEN
+
+
+async def dial(
+    loop: asyncio.AbstractEventLoop, where: TcpAddress, target: bytes = SELF, *, encrypted: bool = False, timeout_s: float
+) -> socket.socket:
+    """Connect to a port and say for whom. Returns the socket on which the handshake is next; raises ConnectFailed, or what is below it."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            sock = await _connect(loop, where)
+    except (OSError, TimeoutError) as error:
+        raise ConnectFailed(
+            f"Cannot connect to {where}: {str(error) or 'no answer'}. Check the address, and that the cluster runs and is reachable there."
+        ) from error
+    try:
+        tune(sock)
+        async with asyncio.timeout(timeout_s):
+            await loop.sock_sendall(sock, encode_preamble(target, encrypted=encrypted))
+            check_answer(await loop.sock_recv(sock, 1), str(where))
+    except TimeoutError:
+        sock.close()
+        raise HandshakeTimeout(f"{where} did not answer within {timeout_s:g} s: it is suspended, or no shoal process.") from None
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError) and not isinstance(error, TransportError):
+            raise ConnectFailed(f"{where} hung up: {error}") from error
+        raise
+    return sock
+
+
+async def _connect(loop: asyncio.AbstractEventLoop, where: TcpAddress) -> socket.socket:
+    """Try the addresses of the host one after the other."""
+    problem: OSError = OSError(f"{where.host} has no address")
+    for family, kind, protocol, _, address in await loop.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, protocol)
+        sock.setblocking(False)
+        try:
+            await loop.sock_connect(sock, address)
+        except OSError as error:
+            sock.close()
+            problem = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise problem
+
+
+def tune(sock: socket.socket) -> None:
+    """Send small messages at once, and notice a peer that vanished without a word, if nothing is under way."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address, as the system prints it, never leaves the machine."""
+    return host.startswith(("127.", "::ffff:127.")) or host == "::1"
+
+
+def _listen(where: TcpAddress) -> socket.socket:
+    family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((where.host, where.port))
+        sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _name(sock: socket.socket) -> str:
+    try:
+        return f"{sock.getpeername()}"
+    except OSError:
+        return "A peer that has gone"

@@ -1,0 +1,70 @@
+"""Several nodes on this machine, for tests: a control store and node processes that this process starts, and a driver on the first node."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from shoal._base import runtime as holder
+from shoal._base.settings import read_environment
+from shoal._core.api.job import job_record
+from shoal._core.process.options import ControlOptions, HeadOptions
+from shoal._core.process.start import HeadProcess, start_control_store, start_head
+from shoal._core.worker.driver import connect_driver
+from shoal.testing.leaks import leak_check
+
+STORE_BYTES = 80 << 20
+
+
+@dataclass
+class Nodes:
+    """``nodes[i]`` has the resource ``n<i>``; tasks and actors with ``on(i)`` run there."""
+
+    control: HeadProcess
+    nodes: list[HeadProcess]
+
+    def on(self, index: int) -> dict[str, object]:
+        return {"resources": {f"n{index}": 0.001}, "num_cpus": 0}
+
+    def id_of(self, index: int) -> str:
+        return self.nodes[index].ready.node_id
+
+    def kill(self, index: int) -> None:
+        """SIGKILL the node's process; its template cleans up."""
+        os.kill(self.nodes[index].pid, signal.SIGKILL)
+
+
+@contextmanager
+def many_nodes(count: int = 3, num_cpus: int = 2) -> Iterator[Nodes]:
+    """Start nodes, connect this process as a driver of the first, end all of it, and check that nothing is left."""
+    settings, token = read_environment(), secrets.token_bytes(32)
+    record = job_record(job_config=None, namespace="tests", runtime_env=None, logging_config=None, environ=os.environ)
+    with leak_check():
+        control = start_control_store(ControlOptions(settings=settings), token)
+        nodes: list[HeadProcess] = []
+        try:
+            for index in range(count):
+                options = HeadOptions(
+                    num_cpus=num_cpus, num_gpus=0, resources={f"n{index}": 1}, object_store_bytes=STORE_BYTES, settings=settings,
+                    control_address=control.ready.control_address, listen="tcp:127.0.0.1:0",
+                )  # fmt: skip
+                nodes.append(start_head(options, token))
+            first = nodes[0].ready
+            runtime = connect_driver(
+                agent_address=first.agent_address, control_address=first.control_address, session_dir=first.session_dir, token=token,
+                job=record, settings=settings, entrypoint="tests", log_to_driver=False,
+            )  # fmt: skip
+            holder.install(runtime)
+            try:
+                yield Nodes(control, nodes)
+            finally:
+                holder.install(None)
+                runtime.shutdown()
+        finally:
+            for node in reversed(nodes):
+                node.stop()
+            control.stop()
