@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from shoal._base.settings import Settings
@@ -588,3 +589,32 @@ def test_a_request_that_is_read_after_the_exit_of_its_sender_gets_nothing(node: 
     worker.hang_up()
     node.turn()
     assert node.granted(driver, node.ask(driver)) is not None
+
+
+def foreign(node: Node, worker_id: bytes = b"foreign", node_id: bytes = b"other") -> FakeConnection:
+    connection = FakeConnection(node.loop)
+    node.agent.accept(connection)
+    connection.say(wire.RegisterProcess(1, worker_id, 7, "unix:there", JOB, node_id=node_id))
+    return connection
+
+
+def test_an_owner_of_another_node_leases_workers_and_loses_them_with_its_connection(node: Node) -> None:
+    owner = foreign(node)
+    grant = node.granted(owner, node.ask(owner))
+    assert node.agent.connection_of(b"foreign") is None, "it is reached at its own node"
+    driver = node.driver()
+    owner.hang_up()
+    assert node.launcher.killed == [grant.worker.worker_id]
+    node.exit(grant.worker.worker_id)
+    assert node.granted(driver, node.ask(driver)) is not None, "it was no driver: no job has ended"
+
+
+def test_an_owner_loses_its_workers_when_its_node_is_declared_dead(node: Node) -> None:
+    other = NodeRecord(b"other", "unix:o", "other", "", {"CPU": 10_000}, {"CPU": 0}, {})
+    node.control.say(wire.NodesChanged([other]))
+    owner, driver = foreign(node), node.driver()
+    grant = node.granted(owner, node.ask(owner))
+    node.control.say(wire.NodesChanged([msgspec.structs.replace(other, alive=False)]))
+    assert owner.closed
+    assert node.launcher.killed == [grant.worker.worker_id]
+    assert not driver.closed

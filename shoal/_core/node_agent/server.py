@@ -383,8 +383,13 @@ class NodeAgent:
         self._end_job(message.job_id, Cause("job_finished", "Its job has ended."))
 
     def _on_nodes_changed(self, connection: Peer, message: wire.NodesChanged) -> None:
-        self.view.update(message.nodes)
+        dead = self.view.update(message.nodes)
+        # Their connections may stand for long: nobody tells the kernel of a machine that it has vanished.
+        for process in [one for one in self._owners.values() if one.address.node_id in dead]:
+            process.connection.close()
+            self._forget(process)
         self._perform_leases(self.leases.nodes_changed())
+        self.reschedule()
 
     def _known_nodes(self) -> list[NodeRecord]:
         if not self.view.is_alone:  # then what is free here is compared with what is free elsewhere

@@ -49,12 +49,12 @@ def main(argument: str) -> NoReturn:
 
 async def _serve(loop: asyncio.AbstractEventLoop, options: ControlOptions, lifeline: socket.socket, session: sessions.Session) -> None:
     ending = Ending(loop, lifeline, options.driver_pid)
-    session.record()
     storage = SqliteStorage(session.directory / TABLES_FILE)
     store = ControlStore(loop, storage, options.settings)
     store.load()
     transport = SocketTransport(loop, session.token())
     listener = await transport.listen(options.listen, store.accept)
+    session.record(control_address=listener.address)
     send_frame(lifeline, HeadReady(control_address=listener.address, session_dir=str(session.path), pid=os.getpid()))
     await ending.wait()
     listener.close()

@@ -58,7 +58,7 @@ class Head:
         processes.become_subreaper()
         set_title("shoal: head")
         outside = self.options.spill_dir and f"{os.path.abspath(self.options.spill_dir)}/{self.session.name}"
-        self.session.record(self.node_id.hex(), outside)
+        self.session.record(self.node_id.hex(), outside, self.options.control_address)
         template_pid, channel = self._fork_template()
         # After the fork: head and template import their own halves at the same time, and workers do not carry the head's.
         from shoal._core.process import serving

@@ -74,15 +74,21 @@ class Session:
         """Read the secret that every process of the session proves to know."""
         return bytes.fromhex((self.directory / paths.TOKEN_FILE).read_text())
 
-    def record(self, node_id: str = "", spill_dir: str = "") -> None:
-        """Write down that this process runs the session, for discovery and for cleaning up after it."""
+    def record(self, node_id: str = "", spill_dir: str = "", control_address: str = "") -> None:
+        """Write down that this process runs the session, for discovery and for cleaning up after it.
+
+        Args:
+            control_address: the control store's, if it is a process of its own: this session is a part of a cluster then, and not a
+                cluster that could be the latest one.
+        """
         me = read_stat(os.getpid())
-        record = SessionRecord(
-            str(self.path), self.agent_address, self.control_address, os.getpid(), me.start_time if me else 0, node_id, spill_dir
-        )
+        start_time = me.start_time if me else 0
+        control = control_address or self.control_address
+        record = SessionRecord(str(self.path), self.agent_address, control, os.getpid(), start_time, node_id, spill_dir)
         data = msgspec.json.encode(record)
         _write(self.directory / paths.RECORD_FILE, data)
-        _write(self.directory.parent / paths.LATEST_FILE, data)
+        if not control_address:
+            _write(self.directory.parent / paths.LATEST_FILE, data)
 
     def remove(self) -> None:
         """Remove all but the logs. Idempotent; what cannot be removed is left."""
