@@ -146,7 +146,7 @@ def test_a_task_of_another_node_can_be_cancelled(nodes):
 def test_strangers_at_the_port_get_nothing(nodes, target, words):
     host, _, port = nodes.nodes[1].ready.endpoint.removeprefix("tcp:").rpartition(":")
     with socket.create_connection((host, int(port)), timeout=10) as stranger:
-        stranger.sendall(encode_preamble(target, encrypted=False))
+        stranger.sendall(encode_preamble(target))
         assert stranger.recv(1) == b"\x01"
         stranger.sendall(words)
         stranger.shutdown(socket.SHUT_WR)

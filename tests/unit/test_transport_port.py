@@ -84,9 +84,8 @@ def test_a_socket_for_another_process_is_handed_over_and_greeted_there(run: Run,
         accepted: list[Connection] = []
         tickets: asyncio.Queue[bytes] = asyncio.Queue()
 
-        def route(target: bytes, sock: socket.socket, encrypted: bool) -> bool:
+        def route(target: bytes, sock: socket.socket) -> bool:
             assert target == WORKER
-            assert not encrypted
             tickets.put_nowait(handover.offer(sock))
             return True
 
@@ -122,7 +121,7 @@ def test_who_asks_for_a_process_that_is_not_there_hears_so(run: Run) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         transport = SocketTransport(loop, TOKEN)
-        for route in (None, lambda target, sock, encrypted: False):
+        for route in (None, lambda target, sock: False):
             listener = await transport.listen("tcp:[::1]:0", answering, route=route)
             with pytest.raises(ConnectFailed, match="not there, or has ended"):
                 await dial(loop, address_of(listener), WORKER, timeout_s=5)
@@ -140,7 +139,7 @@ def test_strangers_are_hung_up_on(run: Run, words: bytes) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         opened: list[socket.socket] = []
-        listening = Port(loop, TcpAddress("127.0.0.1", 0), lambda sock, _: opened.append(sock), None, can_encrypt=False, limit=8)
+        listening = Port(loop, TcpAddress("127.0.0.1", 0), opened.append, None, limit=8)
         with socket.create_connection(listening.where) as stranger:
             stranger.setblocking(False)
             await loop.sock_sendall(stranger, words)
@@ -180,7 +179,8 @@ def test_who_says_nothing_keeps_its_place_for_a_while_only(run: Run, monkeypatch
     ("reply", "error", "text"),
     [
         (bytes((Answer.OTHER_VERSION,)), VersionMismatch, "Use the same release"),
-        (bytes((Answer.MUST_ENCRYPT,)), ConnectFailed, "encrypted"),
+        (bytes((Answer.UNKNOWN,)), ConnectFailed, "not there, or has ended"),
+        (b"\x63", NotShoal, "address is that of a shoal cluster"),
         (b"HTTP/1.1 400 Bad Request\r\n", NotShoal, "address is that of a shoal cluster"),
         (b"", NotShoal, "hung up at our first words"),
         (None, HandshakeTimeout, "did not answer within 0.3 s"),
@@ -194,7 +194,7 @@ def test_what_a_client_reads_of_other_servers(run: Run, reply: bytes | None, err
             attempt = loop.create_task(dial(loop, TcpAddress(*server.getsockname()), timeout_s=0.3))
             accepted, _ = await loop.sock_accept(server)
             with accepted:
-                assert await loop.sock_recv(accepted, 100) == encode_preamble(SELF, encrypted=False)
+                assert await loop.sock_recv(accepted, 100) == encode_preamble(SELF)
                 if reply is None:
                     await asyncio.wait([attempt])
                 elif reply:
@@ -208,13 +208,11 @@ def test_what_a_client_reads_of_other_servers(run: Run, reply: bytes | None, err
 def test_another_release_is_told_so(run: Run) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        listening = Port(loop, TcpAddress("127.0.0.1", 0), lambda sock, _: sock.close(), None, can_encrypt=False, limit=8)
-        for version, encrypted, answer in ((9, False, Answer.OTHER_VERSION), (None, True, Answer.CANNOT_ENCRYPT)):
-            with socket.create_connection(listening.where) as client:
-                client.setblocking(False)
-                words = encode_preamble(SELF, encrypted=encrypted, **({} if version is None else {"version": version}))
-                await loop.sock_sendall(client, words)
-                assert await loop.sock_recv(client, 10) == bytes((answer,))
+        listening = Port(loop, TcpAddress("127.0.0.1", 0), socket.socket.close, None, limit=8)
+        with socket.create_connection(listening.where) as client:
+            client.setblocking(False)
+            await loop.sock_sendall(client, encode_preamble(SELF, version=9))
+            assert await loop.sock_recv(client, 10) == bytes((Answer.OTHER_VERSION,))
         listening.close()
 
     run(main)

@@ -55,7 +55,7 @@ class Dialling:
             task.cancel()
         self._handover.close()
 
-    def route(self, target: bytes, sock: socket.socket, encrypted: bool) -> bool:
+    def route(self, target: bytes, sock: socket.socket) -> bool:
         """Somebody of another node wants to reach one of our processes. False: it is not there."""
         connection = self._process(target)
         if connection is None or connection.closed:

@@ -71,10 +71,7 @@ class Pulls:
         for pull in self._pulls:
             pull.cancel()
         for sock in self._in_use:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError as error:
-                log.debug("A socket had ended already: %s", error)
+            transfer.hang_up(sock)
         await asyncio.gather(*self._pulls, return_exceptions=True)
         self._threads.shutdown()
         for idle in self._idle.values():
@@ -121,7 +118,7 @@ class Pulls:
             raise
         except BaseException:
             if not work.done():  # cancelled: the memory must not be given away under the thread
-                sock.shutdown(socket.SHUT_RDWR)
+                transfer.hang_up(sock)
                 await asyncio.wait([work])
             self._in_use.discard(sock)
             sock.close()

@@ -11,6 +11,7 @@ Everything here blocks and runs in threads of ``pulls.py`` and ``uploads.py``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -56,6 +57,12 @@ def prove(sock: socket.socket, role: Role, token: bytes) -> bytes:
         sock.sendall(handshake.receive(data))
     limit_wait(sock, STALL_S)
     return handshake.rest
+
+
+def hang_up(sock: socket.socket) -> None:
+    """Wake up the thread that waits on the socket, which then closes it. Any thread."""
+    with contextlib.suppress(OSError):  # it has ended already
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def receive_exactly(sock: socket.socket, nbytes: int, begun: bytes = b"") -> bytes:

@@ -56,10 +56,7 @@ class Uploads:
             self._closed = True
             threads = dict(self._threads)
         for sock in threads:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError as error:
-                log.debug("A socket had ended already: %s", error)
+            transfer.hang_up(sock)
         for thread in threads.values():
             thread.join(_JOIN_S)
 

@@ -41,8 +41,6 @@ from shoal._core.wire.messages import Cause, Message, NodeRecord, ProcessExiting
 
 log = logging.getLogger("shoal.head")
 
-TABLES_FILE = "tables.sqlite"
-
 
 async def compose(context: HeadContext) -> HeadParts:
     """Make the parts of a head and let them listen."""
@@ -130,8 +128,8 @@ class HeadParts:
         self._pulls = Pulls(self._loop, inside, self._arena, lambda node_id: dialling.open(node_id, DATA), self._token)
         self.object_store.pull = self._pulls.start
 
-        def route(target: bytes, sock: socket.socket, encrypted: bool) -> bool:
-            return uploads.accept(sock) if target == DATA else dialling.route(target, sock, encrypted)
+        def route(target: bytes, sock: socket.socket) -> bool:
+            return uploads.accept(sock) if target == DATA else dialling.route(target, sock)
 
         listener = await self._transport.listen(self._options.listen, agent.accept, route=route)
         self._listeners.append(listener)
@@ -179,7 +177,7 @@ class LocalControlStore:
     def __init__(self, loop: asyncio.AbstractEventLoop, session: Session, settings: Settings) -> None:
         self._loop = loop
         self._address = session.control_address
-        self._storage = SqliteStorage(session.directory / TABLES_FILE)
+        self._storage = SqliteStorage(session.directory / paths.TABLES_FILE)
         self._store = ControlStore(loop, self._storage, settings)
         self._listener: SocketListener | None = None
 

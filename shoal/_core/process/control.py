@@ -12,7 +12,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from shoal._base import processes
+from shoal._base import paths, processes
 from shoal._base.process_title import set_title
 from shoal._core.control_store.server import ControlStore
 from shoal._core.control_store.storage import SqliteStorage
@@ -21,8 +21,6 @@ from shoal._core.process.ending import Ending
 from shoal._core.process.options import ControlOptions, HeadReady, receive_frame, send_frame
 from shoal._core.process.serving import new_loop
 from shoal._core.transport.sockets import SocketTransport
-
-TABLES_FILE = "tables.sqlite"
 
 
 def main(argument: str) -> NoReturn:
@@ -49,7 +47,7 @@ def main(argument: str) -> NoReturn:
 
 async def _serve(loop: asyncio.AbstractEventLoop, options: ControlOptions, lifeline: socket.socket, session: sessions.Session) -> None:
     ending = Ending(loop, lifeline, options.driver_pid)
-    storage = SqliteStorage(session.directory / TABLES_FILE)
+    storage = SqliteStorage(session.directory / paths.TABLES_FILE)
     store = ControlStore(loop, storage, options.settings)
     store.load()
     transport = SocketTransport(loop, session.token())

@@ -37,18 +37,16 @@ _BACKLOG = 1024
 #: whose machine vanished is noticed after 15 s. Not TCP_USER_TIMEOUT: it also ends connections whose peer is only slow to read.
 _KEEPALIVE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = 6, 3, 3
 
-#: Called with target, socket and whether TLS follows. Takes the socket for another process, which answers OPEN once it has it: it may be
-#: gone by then. False: there is no such process.
-Route = Callable[[bytes, socket.socket, bool], bool]
+#: Takes the socket for another process, the target, which answers OPEN once it has it: it may be gone by then. False: there is none.
+Route = Callable[[bytes, socket.socket], bool]
 
 
 class Port:
     """A listening TCP socket. Closing it leaves the sockets that it has given away alone.
 
     Args:
-        on_open: gets sockets for SELF, and whether TLS follows; it answers OPEN.
+        on_open: gets sockets for SELF; it answers OPEN.
         route: gets sockets for others; None: nobody else is here.
-        can_encrypt: whether this process has a certificate. Without one, and on loopback, TLS is refused; elsewhere plain bytes are.
         limit: strangers at a time that have not said for whom they come; more wait in the system's queue.
     """
 
@@ -56,16 +54,14 @@ class Port:
         self,
         loop: asyncio.AbstractEventLoop,
         where: TcpAddress,
-        on_open: Callable[[socket.socket, bool], None],
+        on_open: Callable[[socket.socket], None],
         route: Route | None,
         *,
-        can_encrypt: bool,
         limit: int,
     ) -> None:
         self._loop = loop
         self._on_open = on_open
         self._route = route
-        self._can_encrypt = can_encrypt
         self._limit = limit
         self._sock = _listen(where)
         self.where = TcpAddress(where.host, self._sock.getsockname()[1])
@@ -140,14 +136,12 @@ class Port:
                     if not piece or not is_preamble(data):
                         log.debug("%s sent %r to %s, which is no preamble.", _name(sock), data[:16], self.where)
                         return
-                target, encrypted, answer = decode_preamble(data)
-                if answer == Answer.OPEN:
-                    answer = self._judge(sock, encrypted)
+                target, answer = decode_preamble(data)
                 if answer == Answer.OPEN and target == SELF:
                     given = True
-                    self._on_open(sock, encrypted)
+                    self._on_open(sock)
                 elif answer == Answer.OPEN:
-                    given = self._route is not None and self._route(target, sock, encrypted)
+                    given = self._route is not None and self._route(target, sock)
                     answer = Answer.UNKNOWN
                 if not given:
                     await self._loop.sock_sendall(sock, bytes((answer,)))
@@ -157,18 +151,8 @@ class Port:
             if not given:
                 sock.close()
 
-    def _judge(self, sock: socket.socket, encrypted: bool) -> Answer:
-        loopback = is_loopback(sock.getsockname()[0])
-        if encrypted and (loopback or not self._can_encrypt):
-            return Answer.CANNOT_ENCRYPT
-        if not encrypted and not loopback and self._can_encrypt:
-            return Answer.MUST_ENCRYPT
-        return Answer.OPEN
 
-
-async def dial(
-    loop: asyncio.AbstractEventLoop, where: TcpAddress, target: bytes = SELF, *, encrypted: bool = False, timeout_s: float
-) -> socket.socket:
+async def dial(loop: asyncio.AbstractEventLoop, where: TcpAddress, target: bytes = SELF, *, timeout_s: float) -> socket.socket:
     """Connect to a port and say for whom. Returns the socket on which the handshake is next; raises ConnectFailed, or what is below it."""
     try:
         async with asyncio.timeout(timeout_s):
@@ -180,7 +164,7 @@ async def dial(
     try:
         tune(sock)
         async with asyncio.timeout(timeout_s):
-            await loop.sock_sendall(sock, encode_preamble(target, encrypted=encrypted))
+            await loop.sock_sendall(sock, encode_preamble(target))
             check_answer(await loop.sock_recv(sock, 1), str(where))
     except TimeoutError:
         sock.close()
@@ -219,11 +203,6 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address, as the system prints it, never leaves the machine."""
-    return host.startswith(("127.", "::ffff:127.")) or host == "::1"
 
 
 def _listen(where: TcpAddress) -> socket.socket:

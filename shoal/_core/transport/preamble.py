@@ -1,7 +1,7 @@
 """The first words on a TCP connection, before the handshake: for whom is it?
 
     client                                       server
-    magic, version, flags, target        ──▶
+    magic, version, zero, target         ──▶
                                          ◀──     one byte: OPEN, or why not
     from here on the handshake, between the client and the target
 
@@ -21,8 +21,7 @@ from shoal._core.transport.errors import ConnectFailed, NotShoal, VersionMismatc
 from shoal._core.wire.codec import PROTOCOL_VERSION
 
 _MAGIC = b"shoal/to"
-_FORM = struct.Struct(f"<8sHBx{WORKER_BYTES}s")
-_ENCRYPTED = 1
+_FORM = struct.Struct(f"<8sH2x{WORKER_BYTES}s")
 
 PREAMBLE_BYTES = _FORM.size
 TARGET_BYTES = WORKER_BYTES
@@ -38,24 +37,20 @@ class Answer(enum.IntEnum):
     OPEN = 1
     #: No process of that id is here, or it has ended.
     UNKNOWN = 2
-    #: Plain bytes on the address of another machine.
-    MUST_ENCRYPT = 3
-    #: TLS where there is no certificate: a loopback address, or a server without TLS.
-    CANNOT_ENCRYPT = 4
-    OTHER_VERSION = 5
+    OTHER_VERSION = 3
 
 
-def encode_preamble(target: bytes, *, encrypted: bool, version: int = PROTOCOL_VERSION) -> bytes:
+def encode_preamble(target: bytes, *, version: int = PROTOCOL_VERSION) -> bytes:
     """Return what a client sends first."""
-    return _FORM.pack(_MAGIC, version, _ENCRYPTED if encrypted else 0, target)
+    return _FORM.pack(_MAGIC, version, target)
 
 
-def decode_preamble(data: bytes) -> tuple[bytes, bool, Answer]:
-    """Return (target, whether TLS follows, OPEN or OTHER_VERSION). Raises NotShoal."""
-    magic, version, flags, target = _FORM.unpack(data)
+def decode_preamble(data: bytes) -> tuple[bytes, Answer]:
+    """Return (target, OPEN or OTHER_VERSION). Raises NotShoal."""
+    magic, version, target = _FORM.unpack(data)
     if magic != _MAGIC:
         raise NotShoal(f"The other side does not speak shoal's protocol: it sent {data[:16]!r}.")
-    return target, bool(flags & _ENCRYPTED), Answer.OPEN if version == PROTOCOL_VERSION else Answer.OTHER_VERSION
+    return target, Answer.OPEN if version == PROTOCOL_VERSION else Answer.OTHER_VERSION
 
 
 def is_preamble(data: bytes) -> bool:
@@ -74,13 +69,6 @@ def check_answer(data: bytes, where: str) -> None:
             f"{where} runs another release of shoal: it does not speak protocol version {PROTOCOL_VERSION}. "
             "Use the same release in all processes of a cluster."
         )
-    if data[0] not in _REASONS:
-        raise NotShoal(f"Whoever listens at {where} answered {data!r}. Check that the address is that of a shoal cluster.")
-    raise ConnectFailed(f"{where} refused the connection: {_REASONS[Answer(data[0])]}")
-
-
-_REASONS = {
-    Answer.UNKNOWN: "the process that was asked for is not there, or has ended.",
-    Answer.MUST_ENCRYPT: "connections between machines are encrypted there, and this process wanted a plain one.",
-    Answer.CANNOT_ENCRYPT: "it has no certificate for encrypted connections; one side was started with encryption off.",
-}
+    if data[0] == Answer.UNKNOWN:
+        raise ConnectFailed(f"{where} refused the connection: the process that was asked for is not there, or has ended.")
+    raise NotShoal(f"Whoever listens at {where} answered {data!r}. Check that the address is that of a shoal cluster.")

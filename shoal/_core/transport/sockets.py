@@ -125,7 +125,7 @@ class SocketTransport:
             server = await self._loop.create_unix_server(greeter, sock=sock, backlog=_BACKLOG)
             return SocketListener(server, str(where), unproved, (where.path, inode))
         welcome = partial(self._welcome, greeter)
-        port = Port(self._loop, where, lambda sock, _encrypted: welcome(sock), route, can_encrypt=False, limit=max_unproved)
+        port = Port(self._loop, where, welcome, route, limit=max_unproved)
         return SocketListener(port, str(port.where), unproved, None)
 
     def welcomer(self, name: str, on_connection: Callable[[Connection], None], *, max_unproved: int = MAX_UNPROVED) -> Welcome:
