@@ -1,7 +1,6 @@
 """Where things lie on disk: the temporary directory of a user, and the names of files inside a session.
 
 <temp dir>/shoal-<uid>/                     0700, ours or refused
-    latest_cluster                          JSON: the newest cluster of this user
     session_<time>_<pid>_<random>/          0700
         token (0600)  agent.sock  control.sock  handover.sock  w-*.sock  session.json  spill/
         logs/                               survives the session
@@ -21,7 +20,6 @@ TABLES_FILE = "tables.sqlite"
 LOGS = "logs"
 SPILL = "spill"
 RECORD_FILE = "session.json"
-LATEST_FILE = "latest_cluster"
 
 
 def temp_dir(environ: Mapping[str, str] | None = None) -> Path:

@@ -119,11 +119,6 @@ class LeakCheck:
                 yield f"link {alias}"
         if self._spill_dir is not None and (self._spill_dir / session.name).exists():
             yield f"directory {self._spill_dir / session.name}"
-        try:
-            if session.name in (self._user_dir / paths.LATEST_FILE).read_text():
-                yield f"file {self._user_dir / paths.LATEST_FILE}"
-        except OSError:
-            pass  # there is none
 
     def _list_descriptors(self) -> dict[int, str]:
         found = {}

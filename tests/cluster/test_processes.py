@@ -21,6 +21,7 @@ sys.path.insert(0, str(HERE))
 import fake_parts  # noqa: E402
 
 from shoal._base import processes  # noqa: E402
+from shoal._core.process import discovery  # noqa: E402
 from shoal._core.process import session as sessions  # noqa: E402
 from shoal._core.process.start import HeadStartError, start_head  # noqa: E402
 from shoal.testing import SessionProcesses, wait_for  # noqa: E402
@@ -38,7 +39,6 @@ def assert_nothing_left(session_dir, *pids, within_s=GONE_S):
     wait_for(lambda: not any(processes.is_running(pid) for pid in pids), within_s, "the end of the known processes")
     wait_for(lambda: [entry.name for entry in session_dir.iterdir()] == ["logs"], within_s, "the removal of the files")
     assert time.monotonic() - begin < within_s
-    assert not (session_dir.parent / "latest_cluster").exists()
 
 
 class Agent:
@@ -158,7 +158,7 @@ def test_a_head_starts_and_stops_and_leaves_only_logs(short_path):
         assert processes.is_running(head.pid)
         assert stat.S_IMODE(os.stat(head.session.directory).st_mode) == 0o700
         assert stat.S_IMODE(os.stat(head.session.directory / "token").st_mode) == 0o600
-        assert sessions.latest_cluster(short_path).pid == head.pid
+        assert [record.pid for record in discovery.live_records(short_path)] == [head.pid]
         agent.start(count=3)
         begin = time.monotonic()
         head.stop()

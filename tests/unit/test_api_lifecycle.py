@@ -61,18 +61,44 @@ def test_keywords():
     assert given == {"anything": 1}
 
 
-@pytest.mark.parametrize("address", ["auto", "10.0.0.1:6379", "ray://host:10001"])
-def test_there_is_no_cluster_to_attach_to(address):
-    with pytest.raises(ConnectionError, match="shoal start"):
+@pytest.mark.parametrize(
+    ("address", "match"),
+    [
+        ("auto", "No running cluster of this user .*shoal start --head"),
+        ("127.0.0.1:1", r"No cluster can be reached at '127.0.0.1:1' \(from init\(address=...\)\): Cannot connect"),
+        ("ray://host:10001", "no client protocol"),
+        ("6379", "no address"),
+        ("host:0", "no address"),
+        ("host:port", "no address"),
+    ],
+)
+def test_there_is_no_cluster_to_join(address, match):
+    with pytest.raises(ConnectionError, match=match):
         shoal.init(address)
     assert not shoal.is_initialized()
 
 
-def test_ray_address_counts_only_without_an_address(monkeypatch):
+def test_an_address_must_be_a_string():
+    with pytest.raises(TypeError, match="address must be a string or None, got int: 6379"):
+        shoal.init(6379)
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_ray_address_counts_without_an_address(monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConnectionError, match=r"'127.0.0.1:1' \(from RAY_ADDRESS\)"):
+        shoal.init(address)
+    with pytest.raises(ConnectionError, match=r"'127.0.0.1:1' \(from RAY_ADDRESS\)"):  # who never called init, too
+        shoal.put(1)
+
+
+def test_local_mode_joins_nothing(monkeypatch):
+    with pytest.raises(ValueError, match="joins no cluster"):
+        shoal.init("10.0.0.1:6379", local_mode=True)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(ConnectionError, match="RAY_ADDRESS"):
-        shoal.init(local_mode=True)
     shoal.init("local", local_mode=True)
+    shoal.shutdown()
+    shoal.init(local_mode=True)
 
 
 @pytest.mark.parametrize(

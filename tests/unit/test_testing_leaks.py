@@ -96,12 +96,11 @@ def test_a_memory_map():
 
 
 def test_files_but_not_logs(session_dir, user_dir):
-    with leaving(f"file {session_dir}/agent.sock", f"file {session_dir}/spill", f"link {user_dir}/s_1", f"file {user_dir}/latest_cluster"):
+    with leaving(f"file {session_dir}/agent.sock", f"file {session_dir}/spill", f"link {user_dir}/s_1"):
         (session_dir / "logs").mkdir(parents=True)
         (session_dir / "spill").mkdir()
         (session_dir / "agent.sock").touch()
         (user_dir / "s_1").symlink_to(session_dir)
-        (user_dir / "latest_cluster").write_text(session_dir.name)
 
 
 def test_a_directory_that_was_never_finished_and_a_spill_directory_outside(session_dir, user_dir, tmp_path):

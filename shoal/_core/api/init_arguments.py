@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal._base.log_config import LoggingConfig
 from shoal._base.suggestions import did_you_mean
@@ -14,6 +13,9 @@ from shoal._core.scheduling.labels import check_labels
 from shoal._core.scheduling.resources import parse_amount, parse_resources, to_floats
 
 from .job import JobConfig
+
+if TYPE_CHECKING:
+    from shoal._core.process.session import SessionRecord
 
 logger = logging.getLogger("shoal")
 
@@ -105,17 +107,14 @@ def checked_resources(resources: dict[str, float]) -> dict[str, float]:
     return to_floats(parse_resources(resources))
 
 
-def check_address(address: str | None) -> None:
-    """Raise ConnectionError for every address but this machine's own new session."""
-    if address is not None and not isinstance(address, str):
-        raise TypeError(f"address must be a string or None, got {type(address).__name__}: {address!r}.")
-    wanted, source = address, "init(address=...)"
-    if address in (None, "auto") and os.environ.get("RAY_ADDRESS"):
-        wanted, source = os.environ["RAY_ADDRESS"], "RAY_ADDRESS"
-    if wanted not in (None, "", "local"):
-        raise ConnectionError(
-            f"No cluster can be reached at {wanted!r} (from {source}): this version of shoal starts a session of its own in each driver "
-            "and cannot attach to a running one; that comes with the command 'shoal start'. Leave the address out, or give address='local'."
+def check_none_given(joined: SessionRecord, given: Mapping[str, Any]) -> None:
+    """Raise ValueError if anything is given that describes a node: the one that is joined has what it has."""
+    wrong = sorted(name for name, value in given.items() if value is not None)
+    if wrong:
+        raise ValueError(
+            f"{', '.join(wrong)} cannot be given when init() joins a cluster (here: {joined.control_address.removeprefix('tcp:')}), whose "
+            "nodes have what they were started with. Leave it out, give it to 'shoal start', or start a session of this driver's own "
+            "with address='local'."
         )
 
 

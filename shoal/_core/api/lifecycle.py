@@ -1,8 +1,9 @@
 """``init``, ``shutdown`` and what happens by itself: start on first use, end at interpreter exit, on SIGTERM and after fork.
 
 init -> checks -> local mode ---------------------------------------> install(LocalRuntime)
+               -> a node that runs ---> worker.connect_driver -------> install(driver's runtime)
                -> process.start_head -> worker.connect_driver -------> install(driver's runtime)
-shutdown -> install(None), runtime.shutdown(), head.stop()
+shutdown -> install(None), runtime.shutdown(), head.stop() if it is ours
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from shoal._base.runtime import Runtime
 from shoal._base.settings import read_environment
 from shoal._base.version import __version__
 
+from .address import address_is_given, find_node
 from .init_arguments import (
-    check_address,
     check_keywords,
     check_kinds,
+    check_none_given,
     checked_amount,
     checked_bytes,
     checked_node_labels,
@@ -41,16 +43,19 @@ from .ray_context import RayContext
 if TYPE_CHECKING:
     from types import FrameType
 
+    from shoal._base.settings import Settings
+    from shoal._core.process.session import SessionRecord
     from shoal._core.process.start import HeadProcess
+    from shoal._core.wire.messages import JobConfigRecord
 
 
 @dataclass
 class _Session:
-    """What this driver started."""
+    """What this driver started or joined."""
 
     runtime: Runtime
     context: RayContext
-    #: None in local mode.
+    #: None in local mode, and in a session that others have started.
     head: HeadProcess | None
 
 
@@ -89,12 +94,15 @@ def init(
     proxy_server_url: str | None = None,
     **kwargs: Any,
 ) -> RayContext:
-    """Start a session on this machine; afterwards tasks and actors run in worker processes. Blocks until the first task can be submitted.
+    """Join a cluster, or start a session on this machine; afterwards tasks and actors run in worker processes.
 
-    It ends with ``shutdown()``, at the end of the ``with`` block of the returned context, or with this process, however that ends.
+    Blocks until the first task can be submitted. The job ends with ``shutdown()``, at the end of the ``with`` block of the returned
+    context, or with this process, however that ends; so does a session that was started here. A cluster that was joined goes on.
 
     Args:
-        address: None or "local" for a session of its own.
+        address: None: that in RAY_ADDRESS, else the cluster that ``shoal start`` has started on this machine last, else a new session.
+            "auto": the same, but one that runs already, another driver's session if need be. "local": a new session.
+            "HOST:PORT": the cluster whose control store listens there; a node of it must run on this machine.
         num_cpus: CPUs to hand out; None means those that this process may use.
         num_gpus: GPUs to hand out; None means those that are found.
         resources: other resources by name.
@@ -112,7 +120,7 @@ def init(
 
     Raises:
         RuntimeError: a session runs already; or an unknown keyword.
-        ConnectionError: ``address`` asks for a cluster that does not exist.
+        ConnectionError: what ``address`` or RAY_ADDRESS asks for cannot be joined; the message says why.
         ValueError: a bad value.
         TypeError: a value of the wrong type.
     """
@@ -121,7 +129,6 @@ def init(
     with _lock:
         if holder._current is not None:
             return _reinit(ignore_reinit_error)
-        check_address(address)
         check_kinds(job_config, logging_config, runtime_env)
         checked_text("namespace", namespace)
         settings = read_environment()
@@ -143,6 +150,9 @@ def init(
             "spill_dir": checked_text("object_spilling_directory", kwargs.get("object_spilling_directory")),
         }
         override_node(node, os.environ)
+        if local_mode and address not in (None, "local"):
+            raise ValueError(f"local_mode=True runs everything in this process and joins no cluster; leave out address={address!r}.")
+        joined = None if local_mode else find_node(address)
         head: HeadProcess | None = None
         runtime: Runtime
         if local_mode:
@@ -150,28 +160,25 @@ def init(
 
             runtime = LocalRuntime(record, settings, node)
         else:
-            from shoal._core.process.options import HeadOptions
-            from shoal._core.process.start import start_head
-            from shoal._core.worker.driver import connect_driver
-
             own_entry = {"worker_entry": kwargs["_worker_entry"]} if kwargs.get("_worker_entry") else {}
-            head = start_head(HeadOptions(**node, **own_entry, settings=settings))
-            show_logs = settings.log_to_driver if log_to_driver is None else bool(log_to_driver)
+            if joined is None:
+                from shoal._core.process.options import HeadOptions
+                from shoal._core.process.start import start_head
+
+                head = start_head(HeadOptions(**node, **own_entry, settings=settings))
+                joined = head.session.read_record()
+            else:
+                described: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": resources, "labels": labels}
+                described |= {"object_store_memory": object_store_memory, **own_entry}
+                described |= {name: kwargs.get(name) for name in ("_system_config", "_node_name", "_memory", "_node_ip_address")}
+                check_none_given(joined, described)
             try:
-                runtime = connect_driver(
-                    agent_address=head.ready.agent_address,
-                    control_address=head.ready.control_address,
-                    session_dir=head.ready.session_dir,
-                    token=head.session.token(),
-                    job=record,
-                    settings=settings,
-                    entrypoint=entrypoint(),
-                    log_to_driver=show_logs,
-                )
+                runtime = _connect(joined, record, settings, settings.log_to_driver if log_to_driver is None else bool(log_to_driver))
             except BaseException:
-                head.stop()
+                if head is not None:
+                    head.stop()
                 raise
-        context = RayContext(_address_info(runtime, head), __version__, shutdown)
+        context = RayContext(_address_info(runtime, joined), __version__, shutdown)
         _session = _Session(runtime, context, head)
         holder.install(runtime)
         _hook_process_end()
@@ -207,7 +214,7 @@ def is_initialized() -> bool:
 
 
 def ensure_runtime() -> Runtime:
-    """Return the process's runtime; without one, start a session as ``init(address="local")`` does.
+    """Return the process's runtime; without one, join the cluster in RAY_ADDRESS or start a session, as ``init`` does.
 
     Raises:
         RuntimeError: in a process forked from one of a session, or with RAY_ENABLE_AUTO_CONNECT=0: it has to call ``init`` itself.
@@ -221,7 +228,8 @@ def ensure_runtime() -> Runtime:
                 "shoal has not been started in this process. Call shoal.init() first: RAY_ENABLE_AUTO_CONNECT=0 forbids to start it at its "
                 "first use."
             )
-        init("local", ignore_reinit_error=True)
+        # Not whatever cluster runs on this machine: who did not say that he wants one may not know of it.
+        init(None if address_is_given(os.environ) else "local", ignore_reinit_error=True)
         runtime = holder.current()
     return runtime
 
@@ -238,14 +246,31 @@ def _reinit(ignore: bool) -> RayContext:
     return RayContext(_address_info(holder.current(), None), __version__, shutdown)
 
 
-def _address_info(runtime: Runtime, head: HeadProcess | None) -> dict[str, Any]:
-    control_store = head.ready.control_address if head is not None else runtime.address.address
-    agent = head.ready.agent_address if head is not None else runtime.address.address
+def _connect(joined: SessionRecord, record: JobConfigRecord, settings: Settings, log_to_driver: bool) -> Runtime:
+    """Make this process a driver of the session, or of the cluster that this node belongs to."""
+    from shoal._core.process.session import open_session
+    from shoal._core.worker.driver import connect_driver
+
+    return connect_driver(
+        agent_address=joined.agent_address,
+        control_address=joined.control_address,
+        session_dir=joined.session_dir,
+        token=open_session(joined.session_dir).token(),
+        job=record,
+        settings=settings,
+        entrypoint=entrypoint(),
+        log_to_driver=log_to_driver,
+    )
+
+
+def _address_info(runtime: Runtime, joined: SessionRecord | None) -> dict[str, Any]:
+    control_store = runtime.control_address.removeprefix("tcp:")
+    agent = joined.agent_address if joined is not None else runtime.address.address
     return {
         "address": control_store,
         "gcs_address": control_store,
         "node_id": runtime.node_id.hex(),
-        "node_ip_address": "127.0.0.1",
+        "node_ip_address": joined.node_ip if joined is not None else "127.0.0.1",
         "object_store_address": agent,
         "raylet_socket_name": agent,
         "redis_address": None,

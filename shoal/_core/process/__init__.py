@@ -9,4 +9,7 @@ Owns: the session directory, the head process, the template from which workers a
     template.py       the warm single-threaded process that forks workers, and the janitor when the head is gone
     bootstrap.py      the first lines that a fresh interpreter runs
     session.py        the session directory; what is left of earlier ones
+    discovery.py      the user's sessions on this machine
+    stopping.py       end daemons, and what is left of them
+    asking.py         one question to a control store, for those who are no part of the cluster
 """

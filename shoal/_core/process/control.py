@@ -52,11 +52,11 @@ async def _serve(loop: asyncio.AbstractEventLoop, options: ControlOptions, lifel
     store.load()
     transport = SocketTransport(loop, session.token())
     listener = await transport.listen(options.listen, store.accept)
-    session.record(control_address=listener.address)
+    record = sessions.SessionRecord(part="control store", control_address=listener.address, is_daemon=not options.driver_pid)
+    session.record(record)
     send_frame(lifeline, HeadReady(control_address=listener.address, session_dir=str(session.path), pid=os.getpid()))
     await ending.wait()
     listener.close()
     store.close()
     storage.close()
-    if options.driver_pid:  # nobody will start it again
-        session.remove()
+    session.remove()  # asked to end, or its driver has ended: nobody will start it again

@@ -57,14 +57,26 @@ class Head:
         processes.raise_descriptor_limit()
         processes.become_subreaper()
         set_title("shoal: head")
-        outside = self.options.spill_dir and f"{os.path.abspath(self.options.spill_dir)}/{self.session.name}"
-        self.session.record(self.node_id.hex(), outside, self.options.control_address)
+        self._record()
         template_pid, channel = self._fork_template()
         # After the fork: head and template import their own halves at the same time, and workers do not carry the head's.
         from shoal._core.process import serving
 
         server = serving.Server(self.options, self.lifeline, self.session, self.node_id, self.plan, self.arena)
         server.run(template_pid, channel, self._start_template)
+
+    def _record(self) -> None:
+        options, session = self.options, self.session
+        record = sessions.SessionRecord(
+            part="node" if options.control_address else "session",
+            control_address=options.control_address or session.control_address,
+            is_head=options.is_head,
+            is_daemon=not options.driver_pid,
+            node_id=self.node_id.hex(),
+            node_ip=options.node_ip,
+            spill_dir=options.spill_dir and f"{os.path.abspath(options.spill_dir)}/{session.name}",
+        )
+        session.record(record)
 
     # --- the template ---
 

@@ -27,6 +27,8 @@ class HeadOptions(msgspec.Struct, kw_only=True):
     memory_bytes: int | None = None
     node_name: str = ""
     node_ip: str = "127.0.0.1"
+    #: The first node of its cluster, or the only one.
+    is_head: bool = True
     temp_dir: str = ""
     spill_dir: str = ""  # default: spill/ in the session directory
     settings: Settings = Settings()
@@ -36,7 +38,7 @@ class HeadOptions(msgspec.Struct, kw_only=True):
     listen: str = ""
     # filled in by start_head
     session_dir: str = ""
-    driver_pid: int = 0
+    driver_pid: int = 0  #: 0: a daemon, which lives until it is stopped
     # replaced in tests
     composition: str = "shoal._core.process.composition:compose"
     worker_entry: str = "shoal._core.worker.main:run_worker"
@@ -50,7 +52,7 @@ class ControlOptions(msgspec.Struct, kw_only=True):
     settings: Settings = Settings()
     # filled in by start_control_store
     session_dir: str = ""
-    driver_pid: int = 0
+    driver_pid: int = 0  #: 0: a daemon
 
 
 class HeadReady(msgspec.Struct):

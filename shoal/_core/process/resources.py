@@ -46,7 +46,7 @@ def plan(options: HeadOptions) -> NodePlan:
         "memory": float(rest),
         "object_store_memory": float(store),
         f"node:{options.node_ip}": 1.0,
-        "node:__internal_head__": 1.0,
+        "node:__internal_head__": 1.0 if options.is_head else 0.0,
         **options.resources,
     }
     if gpus and (model := find_gpus().model):

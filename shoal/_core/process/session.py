@@ -15,6 +15,7 @@ import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -30,17 +31,32 @@ _LONGEST_DIRECTORY = 107 - _SOCKET_NAME_BYTES
 _UNRECORDED_S = 120.0
 
 
-class SessionRecord(msgspec.Struct):
-    """Who runs a session and where it can be reached: ``session.json`` and ``latest_cluster``."""
+#: What the process of a session directory is: node and control store of one driver; or one of the parts of a cluster.
+Part = Literal["session", "node", "control store"]
 
-    session_dir: str
-    agent_address: str
+
+class SessionRecord(msgspec.Struct, kw_only=True):
+    """Who runs a session and where it can be reached: ``session.json``. ``discovery.py`` reads those of a user."""
+
+    part: Part
     control_address: str
-    pid: int
-    start_time: int  # clock ticks after boot: tells the process from a later one with the same pid
+    #: The cluster's first node.
+    is_head: bool = False
+    #: Started from a shell: it lives until it is stopped.
+    is_daemon: bool = False
     node_id: str = ""
+    node_ip: str = "127.0.0.1"
     #: Where spilled objects go, if that is outside of the session directory; named for the session, and removed with it.
     spill_dir: str = ""
+    # filled in by ``Session.record``
+    session_dir: str = ""
+    agent_address: str = ""
+    pid: int = 0
+    start_time: int = 0  # clock ticks after boot: tells the process from a later one with the same pid
+    started_at: float = 0.0  # seconds since the epoch
+
+    def is_running(self) -> bool:
+        return is_running(self.pid, self.start_time)
 
 
 @dataclass(frozen=True)
@@ -74,28 +90,19 @@ class Session:
         """Read the secret that every process of the session proves to know."""
         return bytes.fromhex((self.directory / paths.TOKEN_FILE).read_text())
 
-    def record(self, node_id: str = "", spill_dir: str = "", control_address: str = "") -> None:
-        """Write down that this process runs the session, for discovery and for cleaning up after it.
-
-        Args:
-            control_address: the control store's, if it is a process of its own: this session is a part of a cluster then, and not a
-                cluster that could be the latest one.
-        """
+    def record(self, record: SessionRecord) -> None:
+        """Write down that this process runs the session, for discovery and for cleaning up after it."""
         me = read_stat(os.getpid())
-        start_time = me.start_time if me else 0
-        control = control_address or self.control_address
-        record = SessionRecord(str(self.path), self.agent_address, control, os.getpid(), start_time, node_id, spill_dir)
-        data = msgspec.json.encode(record)
-        _write(self.directory / paths.RECORD_FILE, data)
-        if not control_address:
-            _write(self.directory.parent / paths.LATEST_FILE, data)
+        record.session_dir, record.agent_address = str(self.path), self.agent_address
+        record.pid, record.start_time, record.started_at = os.getpid(), me.start_time if me else 0, time.time()
+        _write(self.directory / paths.RECORD_FILE, msgspec.json.encode(record))
+
+    def read_record(self) -> SessionRecord:
+        """Return what ``record`` wrote. FileNotFoundError when the session has ended."""
+        return msgspec.json.decode((self.directory / paths.RECORD_FILE).read_bytes(), type=SessionRecord)
 
     def remove(self) -> None:
         """Remove all but the logs. Idempotent; what cannot be removed is left."""
-        latest = self.directory.parent / paths.LATEST_FILE
-        record = _read(latest)
-        if record is not None and record.session_dir == str(self.path):
-            latest.unlink(missing_ok=True)
         if self.path != self.directory:
             self.path.unlink(missing_ok=True)
         _remove_session(self.directory)
@@ -148,16 +155,12 @@ def user_dir(temp_dir: Path) -> Path:
     return directory
 
 
-def latest_cluster(temp_dir: str | Path | None = None) -> SessionRecord | None:
-    """Return the newest cluster of this user on this machine, if its process still runs."""
-    parent = (Path(temp_dir) if temp_dir else paths.temp_dir()) / f"shoal-{os.getuid()}"
+def read_record(directory: Path) -> SessionRecord | None:
+    """Return what is written down of a session; None if nothing is, or nothing that can be understood."""
     try:
-        if os.lstat(parent).st_uid != os.getuid():
-            return None
-    except OSError:
+        return msgspec.json.decode((directory / paths.RECORD_FILE).read_bytes(), type=SessionRecord)
+    except (OSError, msgspec.DecodeError):
         return None
-    record = _read(parent / paths.LATEST_FILE)
-    return record if record is not None and is_running(record.pid, record.start_time) else None
 
 
 def sweep(parent: Path, spare: Session | None = None, budget_s: float = 0.5) -> None:
@@ -185,22 +188,15 @@ def _is_abandoned(directory: Path) -> bool:
         found = os.lstat(directory)
         if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
             return False
-        record = _read(directory / paths.RECORD_FILE)
+        record = read_record(directory)
         if record is not None:
-            return not is_running(record.pid, record.start_time)
+            return not record.is_running()
         if not (directory / paths.TOKEN_FILE).exists() or time.time() - found.st_mtime > _UNRECORDED_S:
             return True
         maker = directory.name.split("_")[-2]  # killed before it had a head
         return maker.isdigit() and not is_running(int(maker))
     except OSError:
         return False
-
-
-def _read(path: Path) -> SessionRecord | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=SessionRecord)
-    except (OSError, msgspec.DecodeError):
-        return None
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -213,7 +209,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _remove_session(directory: Path) -> None:
-    record = _read(directory / paths.RECORD_FILE)
+    record = read_record(directory)
     if record is not None and record.spill_dir and Path(record.spill_dir).name == directory.name:
         shutil.rmtree(record.spill_dir, ignore_errors=True)
     _remove_contents(directory, keep=paths.LOGS)

@@ -14,10 +14,12 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 
 import msgspec
 
 from shoal._base import paths, processes
+from shoal._base.auth_token import without_token
 from shoal._core.process import bootstrap
 from shoal._core.process import session as sessions
 from shoal._core.process.options import ControlOptions, HeadOptions, HeadReady, receive_frame, send_frame
@@ -68,34 +70,43 @@ class HeadProcess:
         _bury(self._process, self.session)
 
     def abandon(self) -> None:
-        """Forget the head without ending it: for a process forked from the driver, which must not hold the lifeline."""
+        """Forget the process without ending it: it is a daemon, or this is a fork of its driver, which must not hold the lifeline."""
         if self._lifeline is not None:
             self._lifeline.close()
             self._lifeline = None
             self._process.returncode = 0  # not this process's child: there is nothing to reap, and nothing to warn of
 
 
-def start_head(options: HeadOptions, token: bytes | None = None) -> HeadProcess:
+def start_head(
+    options: HeadOptions, token: bytes | None = None, *, daemon: bool = False, env_vars: Mapping[str, str] | None = None
+) -> HeadProcess:
     """Start a head, or a node of the cluster with this token, and wait until it serves.
+
+    Args:
+        daemon: it does not end with this process.
+        env_vars: added to its environment, and that of its workers.
 
     Raises:
         HeadStartError: it ended, or was not ready within ``start_timeout_s``.
         PermissionError: the session directory cannot be kept private.
     """
-    return _start("head", "head", options, token)
+    called = "node" if options.control_address else "head"
+    return _start("head", called, options, token, daemon, env_vars or {})
 
 
-def start_control_store(options: ControlOptions, token: bytes) -> HeadProcess:
-    """Start a control store as a process of its own and wait until it serves. Raises as ``start_head``."""
-    return _start("control", "control store", options, token)
+def start_control_store(options: ControlOptions, token: bytes, *, daemon: bool = False) -> HeadProcess:
+    """Start a control store as a process of its own and wait until it serves. Arguments and errors are those of ``start_head``."""
+    return _start("control", "control store", options, token, daemon, {})
 
 
-def _start(role: str, called: str, options: HeadOptions | ControlOptions, token: bytes | None) -> HeadProcess:
+def _start(
+    role: str, called: str, options: HeadOptions | ControlOptions, token: bytes | None, daemon: bool, env_vars: Mapping[str, str]
+) -> HeadProcess:
     session = sessions.create(options.temp_dir or None, token)
-    options = msgspec.structs.replace(options, session_dir=str(session.path), driver_pid=os.getpid())
+    options = msgspec.structs.replace(options, session_dir=str(session.path), driver_pid=0 if daemon else os.getpid())
     ours, theirs = socket.socketpair()
     try:
-        process = _spawn(role, session, theirs)
+        process = _spawn(role, session, theirs, env_vars)
     except OSError as error:
         ours.close()
         session.remove()
@@ -123,8 +134,9 @@ def _start(role: str, called: str, options: HeadOptions | ControlOptions, token:
     raise HeadStartError(f"The {called} process (pid {process.pid}) did not start: {problem}\nIts logs are in {session.logs_dir}.")
 
 
-def _spawn(role: str, session: sessions.Session, theirs: socket.socket) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, processes.SESSION_MARK: session.name, processes.WORKER_MARK: processes.NO_WORKER}
+def _spawn(role: str, session: sessions.Session, theirs: socket.socket, env_vars: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    marks = {processes.SESSION_MARK: session.name, processes.WORKER_MARK: processes.NO_WORKER}
+    environment = {**without_token(os.environ), **env_vars, **marks}
     with (
         open(session.logs_dir / "head.out", "ab", opener=_private) as out,
         open(session.logs_dir / "head.err", "ab", opener=_private) as err,

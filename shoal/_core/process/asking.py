@@ -1,0 +1,60 @@
+"""One question to a control store, from a process that is no part of the cluster: the command line, a driver that looks for a node."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any, TypeVar
+
+from shoal._core.transport import Connection
+from shoal._core.transport.sockets import SocketTransport
+from shoal._core.wire.messages import Message
+
+Reply = TypeVar("Reply", bound=Message)
+
+#: Seconds until whoever asks is told that there is no answer.
+TIMEOUT_S = 5.0
+
+
+def ask(address: str, token: bytes, message: Message, reply: type[Reply], *, timeout_s: float = TIMEOUT_S) -> Reply:
+    """Connect, ask, return the answer. Blocks ``timeout_s`` at most; works in a thread that runs a loop, too.
+
+    Raises:
+        ConnectFailed: and what is below it, which tells why nobody could be asked.
+        ConnectionLost: the connection ended before the answer came.
+        RequestFailed: the answer is no.
+        TimeoutError: there is a connection, and no answer.
+    """
+    outcome: list[Reply | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(asyncio.run(_ask(address, token, message, timeout_s)))
+        except BaseException as error:  # raised again where it was asked for
+            outcome.append(error)
+
+    asking = threading.Thread(target=run, name="shoal-ask", daemon=True)
+    asking.start()
+    asking.join()
+    (answer,) = outcome
+    if isinstance(answer, BaseException):
+        raise answer
+    if not isinstance(answer, reply):
+        raise TypeError(f"{address} answered {type(message).__name__} with {type(answer).__name__}, not {reply.__name__}.")
+    return answer
+
+
+async def _ask(address: str, token: bytes, message: Message, timeout_s: float) -> Any:
+    loop = asyncio.get_running_loop()
+    connection = await SocketTransport(loop, token).connect(address, _ignore, timeout_s=timeout_s)
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await connection.request(message)
+    except TimeoutError:
+        raise TimeoutError(f"{address} did not answer within {timeout_s:g} s: it hangs, or is suspended.") from None
+    finally:
+        connection.close()
+
+
+def _ignore(_connection: Connection, _message: Message) -> None:
+    """What comes unasked is for members of the cluster."""

@@ -1,0 +1,178 @@
+"""``shoal start``: a control store and a node, or a node that joins.
+
+--head      token (made the first time) ─ control store ─ node ─ next steps
+--address   token ─ ask the control store, so that a wrong port or token is told at once ─ node ─ next steps
+--block     the same, and stay until the node ends, or a signal asks to end it
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .node_options import node_options, read_options
+
+if TYPE_CHECKING:
+    from shoal._core.process.options import HeadOptions
+    from shoal._core.process.session import SessionRecord
+
+DEFAULT_PORT = 6379
+#: Seconds that ``--block`` gives the node to end when it is asked to.
+_GRACE_S = 30.0
+
+
+@click.command()
+@click.option("--head", is_flag=True, help="Start a new cluster: its control store and its first node.")
+@click.option("--address", metavar="HOST:PORT", help="Join the cluster whose control store listens there.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=None,
+    help=f"The control store's port; 0: a free one. With --head. [default: {DEFAULT_PORT}]",
+)
+@click.option("--block", is_flag=True, help="Stay in the foreground; end the node when this command is ended.")
+@node_options
+def start(head: bool, address: str | None, port: int | None, block: bool, **given: Any) -> None:
+    """Start the head of a new cluster on this machine, or a node that joins one."""
+    from shoal._base.settings import read_environment
+
+    if head == bool(address):
+        raise click.UsageError("Give one of --head and --address=HOST:PORT.")
+    if address and port is not None:
+        raise click.UsageError("--port is the control store's: give it with --head. The node's own is --node-port.")
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        click.echo(f"RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']} has no effect: nobody gets in without the token.", err=True)
+    settings = read_environment()
+    if head:
+        node_ip = given["node_ip_address"] or "127.0.0.1"
+        started = _start_head(node_ip, DEFAULT_PORT if port is None else port, read_options(given, node_ip, settings))
+    else:
+        started = _join(str(address), given)
+    click.echo(_next_steps(started, head=head))
+    if block:
+        _block(started, head=head)
+
+
+def _start_head(node_ip: str, port: int, options: HeadOptions) -> SessionRecord:
+    from shoal._base.auth_token import make_token
+    from shoal._core.process.options import ControlOptions
+    from shoal._core.process.start import start_control_store, start_head
+    from shoal._core.transport.addresses import TcpAddress
+
+    token = make_token().encode()
+    _check_free(node_ip, port)
+    control = start_control_store(
+        ControlOptions(listen=str(TcpAddress(node_ip, port)), temp_dir=options.temp_dir, settings=options.settings), token, daemon=True
+    )
+    try:
+        options.control_address = control.ready.control_address
+        node = start_head(options, token, daemon=True)
+    except BaseException:
+        control.stop()
+        raise
+    control.abandon()
+    node.abandon()
+    return node.session.read_record()
+
+
+def _join(address: str, given: dict[str, Any]) -> SessionRecord:
+    from shoal._base.auth_token import find_token
+    from shoal._base.settings import read_environment
+    from shoal._core.process.asking import ask
+    from shoal._core.process.discovery import clusters, live_records, resolve
+    from shoal._core.process.start import start_head
+    from shoal._core.wire.messages import Ack, Ping
+
+    control_address = resolve(address, clusters(live_records()))
+    token = find_token().encode()
+    ask(control_address, token, Ping(0), Ack)
+    options = read_options(given, given["node_ip_address"] or _address_towards(control_address), read_environment())
+    options.control_address, options.is_head = control_address, False
+    node = start_head(options, token, daemon=True)
+    node.abandon()
+    return node.session.read_record()
+
+
+def _check_free(ip: str, port: int) -> None:
+    """Say it here if the port is taken: the control store's own error would come with its traceback."""
+    if not port:
+        return
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((ip, port))
+        except OSError as error:
+            raise OSError(
+                f"The control store cannot listen on {ip}:{port}: {error.strerror}. Another cluster may run there ('shoal status'); give "
+                "another --port, or 0 for a free one, or an address of this machine as --node-ip-address."
+            ) from None
+
+
+def _address_towards(control_address: str) -> str:
+    """Return this machine's address on the way to the control store. Nothing is sent."""
+    from shoal._core.transport.addresses import TcpAddress, parse_address
+
+    where = parse_address(control_address)
+    assert isinstance(where, TcpAddress)
+    family, _, _, _, place = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(place)
+        return str(probe.getsockname()[0])
+
+
+def _next_steps(node: SessionRecord, *, head: bool) -> str:
+    from shoal._core.process.discovery import spell
+
+    address = spell(node.control_address)
+    lines = [f"Local node IP: {node.node_ip}", "", "shoal runs." if head else f"This machine has joined the cluster at {address}.", ""]
+    if head:
+        lines += ["On another machine, to add it:", f"  shoal start --address='{address}'", ""]
+    lines += [
+        "In Python, on this machine:", "  import shoal", "  shoal.init()", "",
+        "To see it:", "  shoal status", "",
+        "To end it:", "  shoal stop", "",
+        f"Logs: {node.session_dir}/logs",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _block(node: SessionRecord, *, head: bool) -> None:
+    """Stay until the node ends or a signal comes; then end what was started."""
+    from shoal._core.process.discovery import live_records
+    from shoal._core.process.stopping import stop
+
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    previous_wakeup = signal.set_wakeup_fd(writing)
+    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        pidfd = os.pidfd_open(node.pid)
+    except ProcessLookupError:
+        raise click.ClickException(f"The node (pid {node.pid}) has ended. Its logs are in {node.session_dir}/logs.") from None
+    try:
+        poll = select.poll()
+        poll.register(reading, select.POLLIN)
+        poll.register(pidfd, select.POLLIN)
+        ready = {descriptor for descriptor, _ in poll.poll()}
+        asked = reading in ready
+        mine = [
+            record
+            for record in live_records()
+            if record.pid == node.pid or (head and record.part == "control store" and record.control_address == node.control_address)
+        ]
+        stop(mine, _GRACE_S)
+    finally:
+        os.close(pidfd)
+        signal.set_wakeup_fd(previous_wakeup)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        os.close(reading)
+        os.close(writing)
+    if not asked:
+        raise click.ClickException(f"The node (pid {node.pid}) has ended unexpectedly. Its logs are in {node.session_dir}/logs.")

@@ -1,0 +1,229 @@
+"""The command line on real processes: start, join, look, stop; what two shells of one user see of each other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shoal._base import processes
+from shoal._core.process.discovery import live_records
+from shoal.testing import leak_check, wait_for
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+SMALL = ["--object-store-memory", str(80 << 20)]
+
+
+class Shell:
+    """One user's shell: an empty home directory, a temporary directory, and nothing set."""
+
+    def __init__(self, home: Path, tmp: Path) -> None:
+        names = ("PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "LANG")
+        self.environ = {name: os.environ[name] for name in names if name in os.environ}
+        self.environ |= {"HOME": str(home), "SHOAL_TMPDIR": str(tmp)}
+        self.tmp = tmp
+
+    def __call__(self, *arguments, status=0, **environ):
+        done = subprocess.run(
+            [sys.executable, "-m", "shoal", *arguments], env={**self.environ, **environ}, capture_output=True, text=True, timeout=60
+        )  # fmt: skip
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout if status == 0 else done.stderr
+
+    def start(self, *arguments):
+        """Start in the foreground; the caller ends it."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "shoal", *arguments], env=self.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def python(self, program):
+        done = subprocess.run([sys.executable, "-c", program], env=self.environ, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def shell(short_path):
+    (short_path / "home").mkdir()
+    with leak_check(temp_dir=short_path):
+        shell = Shell(short_path / "home", short_path)
+        yield shell
+        shell("stop")
+        assert live_records(short_path) == []
+
+
+@pytest.fixture
+def short_path(tmp_path_factory):
+    import shutil
+    import tempfile
+
+    path = Path(tempfile.mkdtemp(prefix="shoal-c-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+def head(shell, *more):
+    """Start a head on a free port; return its address."""
+    out = shell("start", "--head", "--port", "0", "--num-cpus", "2", *SMALL, *more)
+    return out.split("--address='")[1].split("'")[0]
+
+
+def test_start_join_look_stop(shell):
+    address = head(shell)
+    assert shell("health-check") == ""
+    shell("start", "--address", address, "--num-cpus", "1", "--resources", '{"a": 1}', "--node-name", "second", *SMALL)
+    report = shell("status", "-v")
+    assert report.count(" 1 node_") == 2
+    assert "(second)" in report
+    assert " 0.0/3.0 CPU" in report
+    assert shell("status", "--address", address).count(" 1 node_") == 2
+    out = shell.python("""
+import shoal
+context = shoal.init()
+@shoal.remote(resources={"a": 1})
+def f(): return "there"
+@shoal.remote(lifetime="detached", name="keeper", namespace="n", num_cpus=0)
+class Keeper:
+    def get(self): return 1
+keeper = Keeper.options(name="keeper", namespace="n", lifetime="detached").remote()
+print(shoal.get(f.remote()), shoal.get(keeper.get.remote()), context.address_info["address"])
+""")
+    assert out.split() == ["there", "1", address]
+    out = shell.python("import shoal; shoal.init(); print(shoal.get(shoal.get_actor('keeper', namespace='n').get.remote()))")
+    assert out == "1\n"
+    assert shell("stop") == "Stopped all 3 shoal processes.\n"
+    assert shell("stop") == "Did not find any active shoal processes.\n"
+    assert "No cluster of this user" in shell("status", status=1)
+
+
+def test_the_token_is_made_once_and_found_again(shell):
+    assert "There is no token" in shell("get-auth-token", status=1)
+    head(shell)
+    token = shell("get-auth-token").strip()
+    assert token == (Path(shell.environ["HOME"]) / ".shoal" / "auth_token").read_text().strip()
+    shell("stop")
+    head(shell)
+    assert shell("get-auth-token").strip() == token
+
+
+def test_user_code_does_not_see_a_token_from_the_environment(shell):
+    shell.environ["SHOAL_AUTH_TOKEN"] = "a-token-of-some-length-0123"
+    head(shell)
+    del shell.environ["SHOAL_AUTH_TOKEN"]
+    out = shell.python(
+        "import shoal; shoal.init(); f = shoal.remote(lambda: 'a-token' in str(__import__('os').environ)); print(shoal.get(f.remote()))"
+    )
+    assert out == "False\n"
+
+
+def test_a_wrong_token_a_wrong_port_and_somebody_else(shell):
+    address = head(shell)
+    other = {"SHOAL_AUTH_TOKEN": "another-token-of-some-length"}
+    for arguments in (["start", "--address", address, *SMALL], ["status", "--address", address.replace("127.0.0.1", "127.0.0.2")]):
+        text = shell(*arguments, status=1, **other)
+        assert text.count("\n") == 1, text
+    assert "does not hold this cluster's token" in shell("start", "--address", address, *SMALL, status=1, **other)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    assert "Cannot connect to tcp:127.0.0.1" in shell("start", "--address", f"127.0.0.1:{port}", *SMALL, status=1)
+    assert len(live_records(shell.tmp)) == 2
+
+
+def test_a_port_in_use(shell):
+    address = head(shell)
+    port = address.rpartition(":")[2]
+    assert f"cannot listen on 127.0.0.1:{port}" in shell("start", "--head", "--port", port, *SMALL, status=1)
+    assert len(live_records(shell.tmp)) == 2
+
+
+def test_two_clusters_side_by_side(shell):
+    first, second = head(shell), head(shell)
+    text = shell("status", status=1)
+    assert first in text
+    assert second in text
+    assert shell("status", "--address", first).count("node_") == 1
+    assert shell("status", RAY_ADDRESS=second).count("node_") == 1
+    assert shell.python("import shoal; print(shoal.init().address_info['address'])").strip() == second, "the newest"
+    assert shell("stop", "--address", first) == "Stopped all 2 shoal processes.\n"
+    assert shell("status").count("node_") == 1
+    (node,) = [record for record in live_records(shell.tmp) if record.part == "node"]
+    assert shell("stop", "--session", Path(node.session_dir).name) == "Stopped all 1 shoal processes.\n"
+    assert [record.part for record in live_records(shell.tmp)] == ["control store"]
+
+
+def test_stop_kills_what_does_not_end(shell):
+    head(shell)
+    for record in live_records(shell.tmp):
+        os.kill(record.pid, signal.SIGSTOP)
+    assert shell("stop", "-g", "0.2") == "Stopped all 2 shoal processes.\n"
+
+
+def test_stop_by_force(shell):
+    head(shell)
+    shell.python("import shoal; shoal.init(); shoal.get(shoal.remote(lambda: 1).remote())")
+    assert shell("stop", "--force") == "Stopped all 2 shoal processes.\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_block_ends_what_it_has_started(shell, number):
+    blocking = shell.start("start", "--head", "--port", "0", "--block", *SMALL)
+    try:
+        wait_for(lambda: len(live_records(shell.tmp)) == 2, 30, "the cluster")
+        wait_for(lambda: "Logs" in blocking.stdout.readline(), 30, "the next steps")
+        wait_for(lambda: processes.read_stat(blocking.pid).state == "S", 30, "the wait for signals")
+        blocking.send_signal(number)
+        assert blocking.wait(30) == 0, blocking.stderr.read()
+    finally:
+        blocking.kill()
+        blocking.communicate()
+    assert live_records(shell.tmp) == []
+
+
+def test_block_tells_of_a_node_that_died(shell):
+    blocking = shell.start("start", "--head", "--port", "0", "--block", *SMALL)
+    try:
+        wait_for(lambda: "Logs" in blocking.stdout.readline(), 30, "the next steps")
+        (node,) = [record for record in live_records(shell.tmp) if record.part == "node"]
+        os.kill(node.pid, signal.SIGKILL)
+        assert blocking.wait(30) == 1
+        assert f"The node (pid {node.pid}) has ended unexpectedly" in blocking.stderr.read()
+    finally:
+        blocking.kill()
+        blocking.communicate()
+    assert live_records(shell.tmp) == []
+
+
+def test_the_same_line_on_every_machine(shell):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    program = "import os, shoal; shoal.init(); print(os.environ['RAY_ADDRESS'], len(shoal.nodes())); raise SystemExit(7)"
+    running = shell.start("symmetric-run", "--address", address, *SMALL, "--", sys.executable, "-c", program)
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, out.split()) == (7, [address, "1"]), err
+    assert live_records(shell.tmp) == []
+
+
+def test_only_loopback_listens(shell):
+    """One port of the control store, one of the node, and nothing that another machine could reach."""
+    head(shell)
+    shell.python("import shoal; shoal.init(); shoal.get([shoal.remote(lambda: 1).remote() for _ in range(4)])")
+    inodes = {
+        os.readlink(path).removeprefix("socket:[").removesuffix("]")
+        for record in live_records(shell.tmp)
+        for pid in [record.pid, *processes.children_of(record.pid)]
+        for path in Path(f"/proc/{pid}/fd").iterdir()
+        if os.path.lexists(path) and os.readlink(path).startswith("socket:")
+    }
+    listening = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                listening.append(fields[1].partition(":")[0])
+    assert listening == ["0100007F", "0100007F"]
