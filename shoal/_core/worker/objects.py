@@ -35,7 +35,7 @@ from shoal._core.wire.messages import (
     Value,
 )
 
-from .entries import FAILED, PENDING, STORED, BorrowedEntry, Entry, data_of
+from .entries import FAILED, PENDING, STORED, BorrowedEntry, Entry, Stored, data_of
 from .ownership import Ownership
 from .waiting import GetOperation, Operation, WaitOperation
 
@@ -289,10 +289,18 @@ class Objects:
             self.complete(entry, FAILED, error_bytes(error, entry))
         self.core.flush()
 
-    def lost(self, entry: Entry) -> None:
-        """The object store cannot produce the value."""
+    def moved(self, entry: Entry, stored: Stored) -> None:
+        """The primary copy is another one from now on: the task was run again for the sake of another result."""
+        if entry.data.node_id != stored.node_id:
+            self.free_stored(entry.object_id, entry.data.node_id)
+            entry.data = stored
+
+    def lost(self, entry: Entry, node_id: bytes) -> None:
+        """A node cannot produce the value. Old news if it is being computed again, or lies elsewhere by now."""
+        if entry.kind != STORED or entry.data.node_id != node_id:
+            return
         if isinstance(entry, BorrowedEntry):
-            self.core.owner_channel(entry.owner).send(ReportLost(entry.object_id))
+            self.core.owner_channel(entry.owner).send(ReportLost(entry.object_id, node_id))
             self.own.reset(entry)
             self._fetch(entry)
         else:
@@ -371,6 +379,7 @@ class Objects:
 
     def pin(self, entry: Entry, then: Callable[[Any], None]) -> None:
         """Make a stored value readable here, then call ``then(place)``. A lost one is recovered and completes again first."""
+        stored: Stored = entry.data
 
         def pinned(done: asyncio.Future[Any]) -> None:
             error = done.exception() if not done.cancelled() else ConnectionLost("cancelled")
@@ -380,8 +389,11 @@ class Objects:
             if isinstance(error, RequestFailed):
                 self.own.reset(entry)
                 self.complete(entry, FAILED, error_bytes(error, entry))
+            elif error is None and entry.kind == STORED and entry.data != stored:
+                self.pin(entry, then)
+                return
             elif error is None:
-                self.lost(entry)
+                self.lost(entry, stored.node_id)
                 if entry.kind != PENDING:
                     return
             elif not self.core.closing:  # the head has ended, and the value with it
@@ -391,7 +403,7 @@ class Objects:
                 return
             self.core.flush()
 
-        self.core.store.pin([entry.object_id], [entry.data]).add_done_callback(pinned)
+        self.core.store.pin([entry.object_id], [stored]).add_done_callback(pinned)
 
     # --- serving borrowers ---------------------------------------------------------------------------------
 
@@ -467,8 +479,8 @@ class Objects:
             self.core.agent.send(message)
             return
         entry = self.own.entries.get(message.object_id)
-        if entry is not None and entry.kind == STORED and not isinstance(entry, BorrowedEntry):
-            self.core.recovery.recover(entry)
+        if entry is not None and not isinstance(entry, BorrowedEntry):
+            self.lost(entry, message.node_id)
 
     def on_pin_forever(self, _channel: Any, message: PinForever) -> None:
         if self.handed_over:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shoal import exceptions
+from shoal._base.ids import NODE_BYTES
 from shoal._core.serialization import serialize_system_error
 from shoal._core.wire.messages import FAILED, Value
 
-from .entries import PENDING, RELEASED, STORED, BorrowedEntry, Entry
+from .entries import PENDING, RELEASED, BorrowedEntry, Entry
 from .lineage import Lineage
-from .records import FINISHED, TaskRecord
+from .records import FINISHED, WAITING, TaskRecord
 
 if TYPE_CHECKING:
     from .core import Core
@@ -39,10 +40,10 @@ class Recovery:
             self.lineage.drop(record)
 
     def argument_lost(self, record: TaskRecord, value: Value) -> None:
-        lost = {info.object_id for info in value.refs}
+        nodes = {info.object_id: value.data[i * NODE_BYTES : (i + 1) * NODE_BYTES] for i, info in enumerate(value.refs)}
         for entry in record.deps:
-            if entry.object_id in lost and entry.kind == STORED:
-                self.core.objects.lost(entry)
+            if entry.object_id in nodes:
+                self.core.objects.lost(entry, nodes[entry.object_id])
         self._resubmit_now(record)
 
     def recover(self, entry: Entry) -> None:
@@ -53,10 +54,14 @@ class Recovery:
             if lost.kind == PENDING:
                 continue
             record = lost.task
+            if record is not None and record.state != FINISHED:  # it runs already, for the sake of another of its results
+                self.core.objects.own.reset(lost)
+                continue
             reason = self._unrecoverable(lost, record)
             if reason or record is None or not self.lineage.take(record):
                 self._give_up(lost, reason or "its lineage is gone")
                 continue
+            record.state = WAITING
             record.attempt += 1
             if record.retries > 0:
                 record.retries -= 1

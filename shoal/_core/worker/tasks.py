@@ -14,7 +14,7 @@ from shoal._core.serialization import describe_cause, serialize_dependent_error,
 from shoal._core.wire.messages import FAILED, LOST, Cause, PushTask, TaskDone
 
 from .cancellation import cancelled_error
-from .entries import STORED, Entry, data_of, dep_of
+from .entries import STORED, Entry, Stored, data_of, dep_of
 from .peers import Peer
 from .records import FINISHED, PUSHED, WAITING, TaskRecord
 
@@ -158,9 +158,14 @@ class Tasks:
         objects = self.core.objects
         for entry, value in zip(record.returns, results, strict=True):
             inner: list[Entry] | None = objects.own.receive(value.refs, sender) if value.refs else None
-            if entry.kind >= 0:  # run again for the sake of another return; this one was never lost
+            if entry.kind >= 0:  # run again for the sake of another return; nobody has missed this one
                 for held in inner or ():
                     objects.own.unpin(held)
+                if value.kind == STORED and entry.kind == STORED:
+                    stored = True
+                    objects.moved(entry, Stored(value.node_id, value.nbytes))
+                elif value.kind == STORED:
+                    objects.free_stored(entry.object_id, value.node_id)
                 continue
             if value.kind == STORED:
                 stored = True

@@ -27,6 +27,7 @@ from shoal._core.wire.messages import (
     STORED,
     Address,
     Cause,
+    Dep,
     ObjectRefInfo,
     ProcessExiting,
     PushTask,
@@ -67,7 +68,7 @@ class ActorExit(BaseException):
 class ArgumentLost(Exception):
     """Some arguments are not in the object store any more; the owner computes them again."""
 
-    def __init__(self, lost: list[ObjectRefInfo]) -> None:
+    def __init__(self, lost: list[Dep]) -> None:
         super().__init__(lost)
         self.lost = lost
 
@@ -137,11 +138,7 @@ class CallRunner:
                 call.ready = None
             if call.error is not None:
                 raise call.error
-        lost = [
-            ObjectRefInfo(dep.object_id, dep.owner or self.core.me)
-            for dep in task.deps
-            if dep.value is None and call.places.get(dep.object_id) is None
-        ]
+        lost = [dep for dep in task.deps if dep.value is None and call.places.get(dep.object_id) is None]
         if lost:
             self.give_back(call)
             raise ArgumentLost(lost)
@@ -210,7 +207,8 @@ class CallRunner:
     def error_value(self, call: Call, error: BaseException) -> Value:
         """Serialize what the function raised, with the user's traceback."""
         if isinstance(error, ArgumentLost):
-            return Value(LOST, refs=error.lost)
+            refs = [ObjectRefInfo(dep.object_id, dep.owner or self.core.me) for dep in error.lost]
+            return Value(LOST, b"".join(dep.node_id for dep in error.lost), refs=refs)
         if call.cancelled and isinstance(error, (KeyboardInterrupt, *_asyncio_cancelled())):
             text = f"Task {call.name} (id {call.task.task_id.hex()}) was cancelled while it ran."
             cancelled = exceptions.TaskCancelledError(call.task.task_id.hex(), text)
