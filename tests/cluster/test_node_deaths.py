@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import numpy as np
@@ -9,11 +10,14 @@ import pytest
 
 import shoal
 from shoal.testing import wait_for
+from shoal.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from shoal.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tests.cluster.nodes import many_nodes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
 MIB = 1 << 20
+PATIENCE_S = 40
 
 
 def test_what_a_killed_node_ran_and_held_is_computed_again_elsewhere():
@@ -36,3 +40,49 @@ def test_what_a_killed_node_ran_and_held_is_computed_again_elsewhere():
         for ref in [held, *running]:
             assert int(shoal.get(ref, timeout=60).sum()) == MIB
         wait_for(lambda: [node["Alive"] for node in shoal.nodes()].count(True) == 1, 20, "the end of the node in the table")
+
+
+def test_bundles_of_a_dead_node_are_placed_again_and_what_ran_there_too():
+    with many_nodes(3, num_cpus=4) as nodes:
+        group = placement_group([{"CPU": 2, "n0": 0.1}, {"CPU": 2}, {"CPU": 2}], strategy="SPREAD")
+
+        @shoal.remote(max_retries=5)
+        def slow(path):
+            with open(path, "a") as file:
+                file.write("+")
+            time.sleep(1.0)
+            return shoal.get_runtime_context().get_node_id()
+
+        @shoal.remote
+        def where():
+            return shoal.get_runtime_context().get_node_id()
+
+        @shoal.remote(num_cpus=1)
+        class Resident:
+            def where(self):
+                return shoal.get_runtime_context().get_node_id()
+
+        def nodes_of(group):
+            return list(placement_group_table(group)["bundles_to_node_id"].values())
+
+        def inside(group, index):
+            return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, index)}
+
+        assert group.wait(PATIENCE_S)
+        before = nodes_of(group)
+        assert len(set(before)) == 3
+        actors = [Resident.options(max_restarts=1, max_task_retries=-1, **inside(group, index)).remote() for index in range(3)]
+        assert shoal.get([actor.where.remote() for actor in actors], timeout=PATIENCE_S) == before
+        victim = next(index for index in range(3) if nodes.id_of(index) == before[1])
+        path = os.path.join(nodes.nodes[0].ready.session_dir, "runs")
+        running = slow.options(**inside(group, 1)).remote(path)
+        wait_for(lambda: os.path.exists(path), PATIENCE_S, "the start of the task")
+        nodes.kill(victim)
+        after = shoal.get(running, timeout=PATIENCE_S)
+        assert after != before[1]
+        wait_for(lambda: placement_group_table(group)["state"] == "CREATED" and nodes_of(group)[1] == after, PATIENCE_S, "the new place")
+        assert [nodes_of(group)[index] for index in (0, 2)] == [before[0], before[2]], "what was not lost stays"
+        assert shoal.get([actor.where.remote() for actor in actors], timeout=PATIENCE_S) == nodes_of(group)
+        assert shoal.get([where.options(**inside(group, index)).remote() for index in range(3)], timeout=PATIENCE_S) == nodes_of(group)
+        remove_placement_group(group)
+        wait_for(lambda: shoal.available_resources() == shoal.cluster_resources(), PATIENCE_S, "the return of the resources")

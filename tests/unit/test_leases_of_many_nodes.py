@@ -42,7 +42,7 @@ class Node:
 
     def changed(self, *records: NodeRecord) -> list[Instruction]:
         self.view.update(records)
-        out = self.leases.nodes_changed() + self.leases.schedule(0.0)
+        out = self.leases.nodes_changed(0.0) + self.leases.schedule(0.0)
         self.leases.check()
         return out
 
