@@ -34,7 +34,7 @@ class Cluster:
         for name in names:
             view = ClusterView(record(name))
             view.update(record(other) for other in names)
-            self.agents[name] = Leases(Capacity(record(name).total), name, view.nodes, promise=view.promise)
+            self.agents[name] = Leases(Capacity(record(name).total), name, view.nodes)
             mine = {index: bundle for index, bundle in enumerate(self.bundles) if bundles[index] == name}
             if mine:
                 assert self.agents[name].prepare(GROUP, mine, 0.0)

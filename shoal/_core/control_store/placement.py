@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from shoal._core.scheduling.policy import Infeasible, Placed, Refused, Wait, choose_node, need_of
 from shoal._core.scheduling.resources import fits
-from shoal._core.scheduling.strategies import freeze
+from shoal._core.scheduling.strategies import freeze, is_spread
 from shoal._core.wire.messages import NodeRecord, PlacementGroupRecord, Shape
 
 from .nodes import NodeTable
@@ -164,7 +164,7 @@ class Placement:
         promised = {} if shape.placement_group else need  # a bundle's resources are not the node's any more
         node.promise(promised)
         self._starts[actor_id] = _Start(found.node_id, promised)
-        self._turn += 1
+        self._turn += is_spread(shape.strategy)
         return Chosen(actor_id, found.node_id, movable)
 
     def _in_cluster(self, shape: Shape, name: str) -> NodeRecord | Infeasible | Refused | None:

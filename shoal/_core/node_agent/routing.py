@@ -25,7 +25,7 @@ from shoal._core.node_agent.bundles import Bundles
 from shoal._core.node_agent.group_view import GroupView
 from shoal._core.node_agent.lease_records import Doubt, FindGroup, Instruction, Refuse, Spill, TellInfeasible
 from shoal._core.node_agent.waiting import LeaseRequest
-from shoal._core.scheduling import policy
+from shoal._core.scheduling import policy, strategies
 from shoal._core.scheduling.resources import Capacity, ResourceSet, fits
 from shoal._core.wire.messages import NodeRecord
 
@@ -69,12 +69,10 @@ class Routing:
         if request.shape.placement_group:
             return self._judge_in_group(request, now, again=again)
         nodes = self.nodes()
-        if request.hops and not again and self._could_run_here(request, nodes):
+        if request.hops and not again and self._is_settled(request, nodes):
             request.feasible = True
             return []
-        spread = request.shape.strategy[:1] == ("SPREAD",)
-        turn = self._round if spread else self._turn
-        choice = policy.choose_node(request.shape, nodes, local=self.node_id, name=request.name, turn=turn)
+        choice = self._choose(request, nodes, again=again)
         if isinstance(choice, policy.Refused | policy.Infeasible) and not (request.certain or self.is_exact()):
             request.feasible = False
             return [Doubt(request)]
@@ -82,13 +80,10 @@ class Routing:
             return [Refuse(request, "TaskUnschedulableError", choice.message)]
         if isinstance(choice, policy.Infeasible):
             return self._infeasible(request, choice.message)
-        if isinstance(choice, policy.Placed) and spread:
-            self._round = turn + 1
         candidates = [choice.node] if isinstance(choice, policy.Placed) else choice.candidates
-        request.feasible = any(node.node_id == self.node_id for node in candidates)
-        if request.feasible and (isinstance(choice, policy.Wait) or candidates[0].node_id == self.node_id):
-            return []
-        if again and request.feasible and not _may_move(request, now):
+        may_stay = again and request.feasible and not _may_move(request, now)
+        request.feasible = may_stay or any(node.node_id == self.node_id for node in candidates)
+        if may_stay or (request.feasible and (isinstance(choice, policy.Wait) or candidates[0].node_id == self.node_id)):
             return []
         self._turn += 1
         return self._spill(request, candidates[self._turn % len(candidates)].node_id)
@@ -154,12 +149,30 @@ class Routing:
         return [node_id for node_id in ring if node_id in alive]
 
     def _spill(self, request: LeaseRequest, node_id: bytes) -> list[Instruction]:
-        if not request.shape.placement_group:
+        if not (request.shape.placement_group or strategies.is_spread(request.shape.strategy)):  # a round piles up nowhere
             self.promise(node_id, request.need)
         return [Spill(request, node_id)]
 
-    def _could_run_here(self, request: LeaseRequest, nodes: list[NodeRecord]) -> bool:
-        """Whether this node, if it were empty, is one that the request allows."""
+    def _choose(self, request: LeaseRequest, nodes: list[NodeRecord], *, again: bool) -> policy.Choice:
+        shape, name = request.shape, request.name
+        if not strategies.is_spread(shape.strategy):
+            return policy.choose_node(shape, nodes, local=self.node_id, name=name)
+        # The first hop goes round over all nodes, whatever is known of their room: short tasks end before anybody hears that they ran. A
+        # node that has none passes it on to one that seems to have it.
+        all_nodes = not (again or request.hops)
+        choice = policy.choose_node(shape, nodes, name=name, turn=self._round, whole_nodes=all_nodes)
+        self._round += 1
+        if all_nodes and isinstance(choice, policy.Placed) and choice.node.node_id == self.node_id and not self.node.fits(request.need):
+            choice = policy.choose_node(shape, nodes, name=name, turn=self._round)
+        return choice
+
+    def _is_settled(self, request: LeaseRequest, nodes: list[NodeRecord]) -> bool:
+        """Whether this node, if it were empty, is one that the request allows, and it may wait here."""
+        if strategies.is_spread(request.shape.strategy) and request.hops < FREE_HOPS and not self.node.fits(request.need):
+            return False
+        strategy = strategies.parse(request.shape.strategy)
+        if isinstance(strategy, strategies.NodeAffinity) and (strategy.must_run_now or (strategy.may_leave and request.hops < FREE_HOPS)):
+            return False
         own = [msgspec.structs.replace(node, available=node.total) for node in nodes if node.node_id == self.node_id]
         return isinstance(policy.choose_node(request.shape, own), policy.Placed)
 

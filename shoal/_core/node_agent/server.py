@@ -36,7 +36,7 @@ from shoal._core.node_agent.pool import WorkerDemand, WorkerPool
 from shoal._core.node_agent.resource_reports import ResourceReports
 from shoal._core.node_agent.waiting import LeaseRequest
 from shoal._core.scheduling import strategies
-from shoal._core.scheduling.resources import UNIT, Capacity
+from shoal._core.scheduling.resources import UNIT, Capacity, ResourceSet
 from shoal._core.wire import messages as wire
 from shoal._core.wire.messages import Address, Cause, Message, NodeRecord
 
@@ -90,7 +90,7 @@ class NodeAgent:
         )
         self.view = ClusterView(node)
         self.leases = Leases(
-            Capacity(node.total), node.node_id, self._known_nodes, settings.history_limit, self.view.promise, self._knows_all_nodes
+            Capacity(node.total), node.node_id, self._known_nodes, settings.history_limit, self._promise, self._knows_all_nodes
         )
         cpus = max(1, node.total.get("CPU", 0) // UNIT)
         self.pool = WorkerPool(
@@ -401,6 +401,20 @@ class NodeAgent:
         for process in [one for one in self._owners.values() if one.address.node_id in dead]:
             process.connection.close()
             self._forget(process)
+
+    def _promise(self, node_id: bytes, need: ResourceSet) -> None:
+        first = self.view.next_expiry is None
+        self.view.promise(node_id, need, self.loop.time())
+        if first and self.view.next_expiry is not None:
+            self.loop.call_at(self.view.next_expiry, self._promises_over)
+
+    def _promises_over(self) -> None:
+        if self._closed:
+            return
+        if self.view.expire(self.loop.time()) and self.leases.waiting:
+            self.perform_leases(self.leases.nodes_changed(self.loop.time()))
+        if self.view.next_expiry is not None:
+            self.loop.call_at(self.view.next_expiry, self._promises_over)
 
     def _doubt(self, request: LeaseRequest) -> None:
         """Nothing known here can run it: ask which nodes there are, once for all that are in doubt by then."""

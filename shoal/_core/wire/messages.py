@@ -73,6 +73,8 @@ class Shape(msgspec.Struct, array_like=True, frozen=True):
     label_selector: tuple[tuple[str, str], ...] = ()
     #: Resources needed to be placed, where they differ from those held (an actor with no options: placed by 1 CPU, holds 0).
     placement_resources: tuple[tuple[str, int], ...] | None = None
+    #: Node where large arguments lie; b"" when it does not matter.
+    near: bytes = b""
 
 
 class TaskTemplate(msgspec.Struct, array_like=True):
