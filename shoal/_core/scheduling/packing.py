@@ -7,6 +7,8 @@
 
 STRICT placements are found whenever they exist (a sum; a bipartite matching). PACK and SPREAD are greedy, largest bundle first: bin packing
 is NP-hard, and a group that greed cannot place waits like any other.
+
+Devices count by amount here: half of each of two GPUs looks like one. The node that is asked to reserve knows better, and says no.
 """
 
 from __future__ import annotations
