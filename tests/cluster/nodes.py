@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from shoal._base import runtime as holder
-from shoal._base.settings import read_environment
+from shoal._base.settings import Settings, read_environment
 from shoal._core.api.job import job_record
 from shoal._core.process.options import ControlOptions, HeadOptions
 from shoal._core.process.start import HeadProcess, start_control_store, start_head
@@ -26,6 +26,18 @@ class Nodes:
 
     control: HeadProcess
     nodes: list[HeadProcess]
+    settings: Settings
+    token: bytes
+
+    def add(self, num_cpus: int = 2, *, labels: dict[str, str] | None = None, **resources: float) -> str:
+        """Start one more node; return its id."""
+        options = HeadOptions(
+            num_cpus=num_cpus, num_gpus=0, resources={f"n{len(self.nodes)}": 1, **resources}, labels=labels or {},
+            object_store_bytes=STORE_BYTES, settings=self.settings,
+            control_address=self.control.ready.control_address, listen="tcp:127.0.0.1:0",
+        )  # fmt: skip
+        self.nodes.append(start_head(options, self.token))
+        return self.id_of(len(self.nodes) - 1)
 
     def on(self, index: int) -> dict[str, object]:
         return {"resources": {f"n{index}": 0.001}, "num_cpus": 0}
@@ -39,32 +51,28 @@ class Nodes:
 
 
 @contextmanager
-def many_nodes(count: int = 3, num_cpus: int = 2) -> Iterator[Nodes]:
+def many_nodes(count: int = 3, num_cpus: int = 2, labels: Sequence[dict[str, str]] = ()) -> Iterator[Nodes]:
     """Start nodes, connect this process as a driver of the first, end all of it, and check that nothing is left."""
     settings, token = read_environment(), secrets.token_bytes(32)
     record = job_record(job_config=None, namespace="tests", runtime_env=None, logging_config=None, environ=os.environ)
     with leak_check():
         control = start_control_store(ControlOptions(settings=settings), token)
-        nodes: list[HeadProcess] = []
+        cluster = Nodes(control, [], settings, token)
         try:
             for index in range(count):
-                options = HeadOptions(
-                    num_cpus=num_cpus, num_gpus=0, resources={f"n{index}": 1}, object_store_bytes=STORE_BYTES, settings=settings,
-                    control_address=control.ready.control_address, listen="tcp:127.0.0.1:0",
-                )  # fmt: skip
-                nodes.append(start_head(options, token))
-            first = nodes[0].ready
+                cluster.add(num_cpus, labels=labels[index] if labels else None)
+            first = cluster.nodes[0].ready
             runtime = connect_driver(
                 agent_address=first.agent_address, control_address=first.control_address, session_dir=first.session_dir, token=token,
                 job=record, settings=settings, entrypoint="tests", log_to_driver=False,
             )  # fmt: skip
             holder.install(runtime)
             try:
-                yield Nodes(control, nodes)
+                yield cluster
             finally:
                 holder.install(None)
                 runtime.shutdown()
         finally:
-            for node in reversed(nodes):
+            for node in reversed(cluster.nodes):
                 node.stop()
             control.stop()

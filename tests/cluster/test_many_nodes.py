@@ -140,6 +140,46 @@ def test_a_task_of_another_node_can_be_cancelled(nodes):
         shoal.get(ref, timeout=20)
 
 
+def test_the_cluster_describes_itself(nodes):
+    rows = {row["NodeID"]: row for row in shoal.nodes()}
+    assert set(rows) == {nodes.id_of(index) for index in range(3)}
+    expected = {
+        "NodeID", "Alive", "alive", "NodeManagerAddress", "NodeManagerHostname", "NodeManagerPort", "NodeName", "ObjectManagerPort",
+        "ObjectStoreSocketName", "RayletSocketName", "MetricsExportPort", "MetricsAgentPort", "DashboardAgentListenPort",
+        "RuntimeEnvAgentPort", "DeathReason", "DeathReasonMessage", "Resources", "Labels",
+    }  # fmt: skip
+    for index in range(3):
+        row = rows[nodes.id_of(index)]
+        assert row.keys() == expected
+        assert row["Alive"]
+        assert row["alive"]
+        assert row["Labels"]["ray.io/node-id"] == row["NodeID"]
+        assert (row["Resources"]["CPU"], row["Resources"][f"n{index}"]) == (2.0, 1.0)
+        port = int(nodes.nodes[index].ready.endpoint.rpartition(":")[2])
+        assert (row["NodeManagerPort"], row["ObjectManagerPort"]) == (port, port)
+    total = shoal.cluster_resources()
+    assert total["CPU"] == 6.0
+    assert [total[f"n{index}"] for index in range(3)] == [1.0] * 3
+    assert all(isinstance(amount, float) for amount in total.values())
+
+
+def test_what_is_held_on_any_node_is_missing_from_what_is_available(nodes):
+    @shoal.remote(num_cpus=2)
+    class Holder:
+        def ready(self):
+            return shoal.get_runtime_context().get_node_id()
+
+    wait_for(lambda: shoal.available_resources() == shoal.cluster_resources(), 20, "the return of all resources")
+    holders = [Holder.options(resources={f"n{index}": 1}).remote() for index in range(2)]
+    assert shoal.get([holder.ready.remote() for holder in holders], timeout=20) == [nodes.id_of(0), nodes.id_of(1)]
+    free = shoal.available_resources()
+    assert (free["CPU"], free["n2"]) == (2.0, 1.0)
+    assert "n0" not in free
+    assert "n1" not in free
+    del holders
+    wait_for(lambda: shoal.available_resources() == shoal.cluster_resources(), 20, "the return of all resources")
+
+
 @pytest.mark.parametrize("target", [SELF, DATA], ids=["agent", "data"])
 @pytest.mark.parametrize(
     "words", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x80\x04c__builtin__\neval\n", b"\0" * 300, os.urandom(10_000)], ids=len

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import numpy as np
@@ -9,11 +10,14 @@ import pytest
 
 import shoal
 from shoal.testing import wait_for
+from shoal.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 from tests.cluster.nodes import many_nodes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
 MIB = 1 << 20
+PATIENCE_S = 40
 
 
 def test_what_a_killed_node_ran_and_held_is_computed_again_elsewhere():
@@ -73,3 +77,104 @@ class Counter:
 
     def get(self):
         return self.count
+
+
+def test_bundles_of_a_dead_node_are_placed_again_and_what_ran_there_too():
+    with many_nodes(3, num_cpus=4) as nodes:
+        group = placement_group([{"CPU": 2, "n0": 0.1}, {"CPU": 2}, {"CPU": 2}], strategy="SPREAD")
+
+        @shoal.remote(max_retries=5)
+        def slow(path):
+            with open(path, "a") as file:
+                file.write("+")
+            time.sleep(1.0)
+            return shoal.get_runtime_context().get_node_id()
+
+        @shoal.remote
+        def where():
+            return shoal.get_runtime_context().get_node_id()
+
+        @shoal.remote(num_cpus=1)
+        class Resident:
+            def where(self):
+                return shoal.get_runtime_context().get_node_id()
+
+        def nodes_of(group):
+            return list(placement_group_table(group)["bundles_to_node_id"].values())
+
+        def inside(group, index):
+            return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, index)}
+
+        assert group.wait(PATIENCE_S)
+        before = nodes_of(group)
+        assert len(set(before)) == 3
+        actors = [Resident.options(max_restarts=1, max_task_retries=-1, **inside(group, index)).remote() for index in range(3)]
+        assert shoal.get([actor.where.remote() for actor in actors], timeout=PATIENCE_S) == before
+        victim = next(index for index in range(3) if nodes.id_of(index) == before[1])
+        path = os.path.join(nodes.nodes[0].ready.session_dir, "runs")
+        running = slow.options(**inside(group, 1)).remote(path)
+        wait_for(lambda: os.path.exists(path), PATIENCE_S, "the start of the task")
+        nodes.kill(victim)
+        after = shoal.get(running, timeout=PATIENCE_S)
+        assert after != before[1]
+        wait_for(lambda: placement_group_table(group)["state"] == "CREATED" and nodes_of(group)[1] == after, PATIENCE_S, "the new place")
+        assert [nodes_of(group)[index] for index in (0, 2)] == [before[0], before[2]], "what was not lost stays"
+        assert shoal.get([actor.where.remote() for actor in actors], timeout=PATIENCE_S) == nodes_of(group)
+        assert shoal.get([where.options(**inside(group, index)).remote() for index in range(3)], timeout=PATIENCE_S) == nodes_of(group)
+        remove_placement_group(group)
+        wait_for(lambda: shoal.available_resources() == shoal.cluster_resources(), PATIENCE_S, "the return of the resources")
+
+
+def test_what_waits_at_a_node_that_dies_goes_elsewhere():
+    """Two nodes could run it and both are busy; it waits at one of them, which dies, and starts on the other."""
+    with many_nodes(1) as nodes:
+        for _ in range(2):
+            nodes.add(2, special=1)
+
+        @shoal.remote(num_cpus=1, resources={"special": 1})
+        class Holder:
+            def where(self):
+                return shoal.get_runtime_context().get_node_id()
+
+        @shoal.remote(num_cpus=1, resources={"special": 1})
+        def waits():
+            return shoal.get_runtime_context().get_node_id()
+
+        holders = [Holder.remote() for _ in range(2)]
+        at = shoal.get([holder.where.remote() for holder in holders], timeout=PATIENCE_S)
+        assert len(set(at)) == 2
+        refs = [waits.remote() for _ in range(4)]
+        assert shoal.wait(refs, timeout=0.5)[0] == []
+        nodes.kill(next(index for index in range(3) if nodes.id_of(index) == at[0]))
+        assert shoal.wait(refs, timeout=0.5)[0] == []
+        shoal.kill(holders[1])
+        assert shoal.get(refs, timeout=PATIENCE_S) == [at[1]] * 4
+
+
+def test_a_dead_node_that_is_named_is_an_error_or_another_node():
+    with many_nodes(2) as nodes:
+
+        @shoal.remote
+        def where():
+            return shoal.get_runtime_context().get_node_id()
+
+        @shoal.remote(max_restarts=3, max_task_retries=3)
+        class Place:
+            def where(self):
+                return shoal.get_runtime_context().get_node_id()
+
+        def on(soft):
+            return {"scheduling_strategy": NodeAffinitySchedulingStrategy(nodes.id_of(1), soft)}
+
+        bound, free = Place.options(**on(False)).remote(), Place.options(**on(True)).remote()
+        assert shoal.get([bound.where.remote(), free.where.remote()], timeout=PATIENCE_S) == [nodes.id_of(1)] * 2
+        nodes.kill(1)
+        wait_for(lambda: [node["Alive"] for node in shoal.nodes()].count(True) == 1, 20, "the end of the node in the table")
+        with pytest.raises(shoal.exceptions.TaskUnschedulableError, match="dead or unknown"):
+            shoal.get(where.options(**on(False)).remote(), timeout=PATIENCE_S)
+        with pytest.raises(shoal.exceptions.ActorUnschedulableError, match="dead or unknown"):
+            shoal.get(Place.options(**on(False)).remote().where.remote(), timeout=PATIENCE_S)
+        with pytest.raises(shoal.exceptions.ActorUnschedulableError, match="dead or unknown"):
+            shoal.get(bound.where.remote(), timeout=PATIENCE_S)
+        assert shoal.get(where.options(**on(True)).remote(), timeout=PATIENCE_S) == nodes.id_of(0)
+        assert shoal.get(free.where.remote(), timeout=PATIENCE_S) == nodes.id_of(0)

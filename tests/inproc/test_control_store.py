@@ -30,6 +30,7 @@ from shoal._core.wire.messages import (
     GetJob,
     GetNamedActor,
     GetPlacementGroup,
+    GroupChanged,
     JobConfigRecord,
     JobFinished,
     KillActor,
@@ -52,6 +53,7 @@ from shoal._core.wire.messages import (
     SubscribeActor,
     WaitPlacementGroup,
     Watch,
+    WatchGroup,
     WorkerDied,
 )
 from shoal.testing.scripted_agent import ScriptedAgent
@@ -579,6 +581,33 @@ def test_lost_bundles_are_placed_again():
         assert moved.state == "CREATED"
         assert moved.nodes[1] == record.nodes[1]
         assert moved.nodes[0] not in (record.nodes[0], record.nodes[1])
+
+    run(main, *agents)
+
+
+def test_who_watches_a_group_hears_where_its_bundles_are_until_it_is_removed():
+    agents = [ScriptedAgent(f"n{n}", {"CPU": 2 * CPU}) for n in range(2)]
+
+    async def main(cluster: Cluster) -> None:
+        driver, watcher, stranger = await cluster.driver(), await cluster.client("watcher"), await cluster.client("stranger")
+        spec = group(driver, 1, [2, 2], "STRICT_SPREAD")
+        await driver.ask(CreatePlacementGroup(0, spec))
+        watcher.send(WatchGroup(spec.placement_group_id))
+        await driver.ask(WaitPlacementGroup(0, spec.placement_group_id))
+        (record,) = (await driver.ask(ListPlacementGroups(0))).groups
+        await settle()
+        assert watcher.got[-1] == GroupChanged(spec.placement_group_id, "CREATED", spec.bundles, record.nodes)
+        lost = next(agent for agent in agents if agent.node_id == record.nodes[0])
+        assert lost.connection is not None
+        lost.connection.abort()
+        await settle()
+        assert watcher.got[-1] == GroupChanged(spec.placement_group_id, "RESCHEDULING", spec.bundles, [b"", record.nodes[1]])
+        await driver.ask(RemovePlacementGroup(0, spec.placement_group_id))
+        await settle()
+        assert watcher.got[-1] == GroupChanged(spec.placement_group_id, "REMOVED")
+        stranger.send(WatchGroup(spec.placement_group_id))
+        await settle()
+        assert stranger.got == [GroupChanged(spec.placement_group_id, "REMOVED")]
 
     run(main, *agents)
 

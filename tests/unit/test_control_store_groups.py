@@ -9,7 +9,7 @@ from hypothesis import settings, stateful
 from hypothesis import strategies as st
 
 from shoal._core.control_store.group_records import GroupNameTaken
-from shoal._core.control_store.instructions import Commit, GroupSettled, Prepare, Release, RemovalDone
+from shoal._core.control_store.instructions import BundlesLost, Commit, GroupSettled, Prepare, Release, RemovalDone
 from shoal._core.control_store.nodes import NodeTable
 from shoal._core.control_store.placement_groups import MAX_PASSED, PlacementGroupTable
 from shoal._core.control_store.rows import encode
@@ -176,7 +176,7 @@ def test_a_dead_node_loses_its_bundles_only():
     assert record is not None
     lost, kept = record.nodes
     nodes.left(lost, "gone")
-    groups.node_died(lost)
+    assert short(groups.node_died(lost)) == [BundlesLost(b"g")]
     assert state(groups, b"g") == "RESCHEDULING"
     (prepare,) = short(groups.schedule())
     assert list(prepare.bundles) == [0]
@@ -206,7 +206,7 @@ def test_a_saved_decision_is_carried_out_after_a_restart():
     assert change.value is not None
     fresh = PlacementGroupTable(nodes, 10)
     assert short(fresh.load([(b"g", change.value)])) == [Commit(N1, b"g")]
-    assert short(fresh.committed(b"g", N1, ok=False)) == []
+    assert short(fresh.committed(b"g", N1, ok=False)) == [BundlesLost(b"g")]
     assert state(fresh, b"g") == "RESCHEDULING"
     assert len(short(fresh.schedule())) == 1
     created = PlacementGroupTable(nodes, 10)

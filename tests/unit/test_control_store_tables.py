@@ -188,3 +188,22 @@ def test_actors_of_a_group_go_to_their_bundle():
     places.add(b"c", Shape(JOB, placement_group=b"g"), "")
     assert [type(result) for result in places.retry()] == [Hopeless]
     places.check()
+
+
+def test_an_actor_for_any_bundle_tries_one_node_after_the_other_and_waits_for_the_end_of_others():
+    group = PlacementGroupRecord(PlacementGroupSpec(b"g", JOB, [{"CPU": 1}] * 2, "SPREAD"), "CREATED", [N1, N2])
+    _, places = placement(node(N1), node(N2), group=group)
+    shape = Shape(JOB, (("CPU", 1),), placement_group=b"g")
+    for full in (N1, N2):
+        places.add(b"a", shape, "")
+        assert places.retry() == [Chosen(b"a", full, movable=True)]
+        places.settled(b"a")
+        places.refused(full, shape)
+    places.add(b"a", shape, "")
+    assert places.retry() == []
+    assert places.waits_for_room()
+    places.actor_left(b"other")
+    assert places.retry() == []
+    places.actor_left(b"g")
+    assert places.retry() == [Chosen(b"a", N1, movable=True)]
+    places.check()

@@ -338,7 +338,7 @@ def test_a_changed_cluster_makes_requests_feasible() -> None:
     desk.ask(1, label_selector=(("zone", "a"),))
     assert len(desk.take(TellInfeasible)) == 1
     records[0].labels["zone"] = "a"
-    leases.nodes_changed()
+    leases.nodes_changed(0.0)
     desk.schedule()
     assert desk.held() == [1]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from shoal._core.node_agent.cluster_view import ClusterView
-from shoal._core.node_agent.lease_records import Grant, Instruction, Refuse, Spill, TellInfeasible
+from shoal._core.node_agent.cluster_view import PROMISE_S, ClusterView
+from shoal._core.node_agent.lease_records import Doubt, Grant, Instruction, Refuse, Spill, TellInfeasible, Want
 from shoal._core.node_agent.leases import Leases
 from shoal._core.node_agent.waiting import LeaseRequest
 from shoal._core.scheduling.resources import Capacity
@@ -20,11 +20,14 @@ def record(name: str, cpus: int, free: int | None = None, **custom: int) -> Node
 class Node:
     """One agent's leases and view."""
 
-    def __init__(self, own: NodeRecord, *others: NodeRecord) -> None:
+    def __init__(self, own: NodeRecord, *others: NodeRecord, is_exact: bool = True) -> None:
         self.view = ClusterView(own)
         self.view.update(others)
         self.own = own
-        self.leases = Leases(Capacity(own.total), own.node_id, self.nodes, promise=self.view.promise)
+        self.leases = Leases(
+            Capacity(own.total), own.node_id, self.nodes,
+            promise=lambda node_id, need: self.view.promise(node_id, need, 0.0), is_exact=lambda: is_exact,
+        )  # fmt: skip
         self.rid = 0
 
     def nodes(self) -> list[NodeRecord]:
@@ -36,13 +39,13 @@ class Node:
         need = {"CPU": cpus, **custom}
         shape = Shape(b"j", tuple(sorted((name, amount * UNIT) for name, amount in need.items() if amount)), strategy)
         out = self.leases.add(LeaseRequest(1, self.rid, shape, 0.0, hops=hops))
-        out += self.leases.schedule(0.0)
+        out += [one for one in self.leases.schedule(0.0) if not isinstance(one, Want)]
         self.leases.check()
         return out
 
-    def changed(self, *records: NodeRecord) -> list[Instruction]:
+    def changed(self, *records: NodeRecord, now: float = 0.0) -> list[Instruction]:
         self.view.update(records)
-        out = self.leases.nodes_changed() + self.leases.schedule(0.0)
+        out = self.leases.nodes_changed(now) + self.leases.schedule(now)
         self.leases.check()
         return out
 
@@ -94,10 +97,90 @@ def test_what_waits_moves_to_a_node_that_came_free_but_not_twice_on_one_word() -
     assert len(node.leases.waiting) == 1
 
 
-def test_spread_goes_round() -> None:
-    node = Node(record("a", 3), record("b", 3), record("c", 3))
+def test_what_has_wandered_keeps_its_place_for_a_while() -> None:
+    node = Node(record("a", 1), record("b", 1, free=0))
+    node.ask()
+    assert node.ask(hops=2) == []
+    assert node.changed(record("b", 1), now=0.9) == []
+    assert where(node.changed(record("b", 1), now=1.0)) == ["b"]
+
+
+def test_the_first_that_cannot_move_answers_for_all_of_its_kind() -> None:
+    node = Node(record("a", 1), record("b", 2, free=0))
+    node.ask()
+    for _ in range(4):
+        node.ask()
+    assert where(node.changed(record("b", 2, free=2))) == ["b", "b"]
+    assert len(node.leases.waiting) == 2
+    assert where(node.changed(record("b", 2, free=1))) == ["b"]
+
+
+def test_what_was_sent_to_a_node_counts_until_its_next_word_or_for_a_while() -> None:
+    node = Node(record("a", 1, free=0), record("b", 1))
+    view = node.view
+    need = {"CPU": UNIT}
+
+    def free() -> int:
+        known = view.get(b"b")
+        assert known is not None
+        return known.available.get("CPU", 0)
+
+    view.promise(b"b", need, 0.0)
+    assert (free(), view.next_expiry) == (0, PROMISE_S)
+    assert not view.expire(PROMISE_S / 2)
+    assert view.expire(PROMISE_S)
+    assert (free(), view.next_expiry) == (UNIT, None)
+    view.promise(b"b", need, 1.0)
+    view.update([record("b", 1)])
+    assert not view.expire(9.0), "its word has come"
+    assert free() == UNIT
+    view.promise(b"b", need, 1.0)
+    gone = record("b", 1)
+    gone.alive = False
+    view.update([gone])
+    assert not view.expire(9.0)
+
+
+def test_before_anything_is_called_infeasible_the_control_store_is_asked() -> None:
+    node = Node(record("a", 1), record("b", 1), is_exact=False)
+    impossible = [node.ask(cpus=4), node.ask(strategy=("NODE_AFFINITY", b"c" * 28, False))]
+    doubts = [out[0].request for out in impossible if isinstance(out[0], Doubt)]
+    assert len(doubts) == 2
+    view = node.view
+    view.update([record("b", 1), record("c" * 28, 1)])
+    told, moved = node.leases.confirm(doubts, 0.1)
+    assert isinstance(told, TellInfeasible)
+    assert where([moved]) == ["c" * 28]
+    assert where(node.changed(record("d", 8))) == ["d"], "it has waited for a node that fits"
+
+
+def test_spread_goes_round_whatever_is_known_of_the_others_room() -> None:
+    node = Node(record("a", 3), record("b", 3, free=0), record("c", 3))
     places = [where(node.ask(strategy=("SPREAD",)))[0] for _ in range(6)]
     assert sorted(places) == ["b", "b", "c", "c", "here", "here"]
+
+
+def test_a_node_of_the_round_without_room_passes_it_on_once_and_keeps_it_if_none_has() -> None:
+    node = Node(record("a", 1), record("b", 3, free=0), record("c", 3))
+    spread = ("SPREAD",)
+    assert where(node.ask()) == ["here"]
+    assert where(node.ask(hops=1, strategy=spread)) == ["c"]
+    assert where(node.ask(hops=2, strategy=spread)) == []
+    node.changed(record("c", 3, free=0))
+    assert where(node.ask(hops=1, strategy=spread)) == []
+    assert sorted(where(node.ask(strategy=spread))[0:1] for _ in range(3)) == [[], ["b"], ["c"]], "its own room it knows"
+
+
+def test_an_affinity_that_cannot_wait_is_judged_where_it_is_known_what_is_free() -> None:
+    at_once = ("NODE_AFFINITY", b"a", False, False, True)
+    leaves = ("NODE_AFFINITY", b"a", True, True, False)
+    node = Node(record("a", 1), record("b", 1))
+    assert where(node.ask(hops=1, strategy=at_once)) == ["here"]
+    [refused] = node.ask(hops=1, strategy=at_once)
+    assert isinstance(refused, Refuse)
+    assert refused.kind == "TaskUnschedulableError"
+    assert where(node.ask(hops=1, strategy=leaves)) == ["b"]
+    assert node.ask(hops=2, strategy=leaves) == []
 
 
 def test_a_dead_node_gets_nothing() -> None:

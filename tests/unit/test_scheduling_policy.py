@@ -54,7 +54,7 @@ def test_a_busy_cluster_waits_and_a_small_one_says_what_to_do() -> None:
 
 
 def test_infeasible_by_combination() -> None:
-    choice = choose_node(shape((("CPU", 40_000), ("GPU", 10_000))), [node("a", total=4), node("b", total=1, gpus=1)], name="f")
+    choice = choose_node(shape((("CPU", 40_000), ("GPU", 10_000))), [node("a", total=4), node("b", free=1, total=1, gpus=1)], name="f")
     assert isinstance(choice, Infeasible)
     assert "no single node has all of it" in choice.message
 
@@ -78,8 +78,39 @@ def test_affinity() -> None:
     assert isinstance(choose_node(shape(strategy=soft), nodes), Wait)
     assert isinstance(choose_node(shape(strategy=hard), [node("aa")]), Refused)
     assert chosen(shape(strategy=soft), [node("aa")]) == b"aa"
-    assert isinstance(choose_node(shape((("GPU", 1),), strategy=hard), [node("aa", gpus=1), node("bb")]), Infeasible)
+    never = choose_node(shape((("GPU", 10_000),), strategy=hard), [node("aa", gpus=1), node("bb")], name="f")
+    assert isinstance(never, Refused)
+    assert never.message.startswith("f must run on node 6262, which can never hold it: it needs 1 GPU, the node has 0.")
     assert chosen(shape((("GPU", 1),), strategy=soft), [node("aa", gpus=1), node("bb")]) == b"aa"
+
+
+def test_affinity_when_the_node_has_no_room_now() -> None:
+    nodes = [node("aa"), node("bb", free=0)]
+    leave = ("NODE_AFFINITY", b"bb", True, True, False)
+    at_once = ("NODE_AFFINITY", b"bb", False, False, True)
+    assert chosen(shape(strategy=leave), nodes) == b"aa"
+    assert isinstance(choose_node(shape(strategy=leave), [node("aa", free=0), node("bb", free=0)]), Wait)
+    refused = choose_node(shape(strategy=at_once), nodes, name="f")
+    assert isinstance(refused, Refused)
+    assert "0 of 1 CPU" in refused.message
+    for strategy in (leave, at_once):
+        assert chosen(shape(strategy=strategy), [node("aa"), node("bb", free=1)]) == b"bb"
+
+
+def test_large_arguments_draw_their_tasks_while_there_is_room() -> None:
+    near = shape(near=b"b")
+    assert chosen(near, [node("a"), node("b", free=1)], local=b"a") == b"b", "however busy, and however idle this one is"
+    assert chosen(near, [node("a"), node("b", free=0)], local=b"a") == b"a"
+    assert chosen(near, [node("a"), node("b", alive=False)], local=b"a") == b"a"
+    assert chosen(shape(near=b"b", label_selector=(("zone", "x"),)), [node("a", labels={"zone": "x"}), node("b")], local=b"a") == b"a"
+
+
+def test_agents_that_see_the_same_large_cluster_do_not_all_choose_the_same_nodes() -> None:
+    nodes = [node(f"{number:04}") for number in range(1000)]
+    full = node("home", free=0)
+    choices = {chosen(shape(), [full, *nodes], local=bytes([0, 0, number, 0])) for number in range(8)}
+    assert len(choices) == 8
+    assert chosen(shape(), [full, *nodes], local=b"\0\0\1\0") in choices, "and always the same"
 
 
 @pytest.mark.parametrize("bad", ["zz", "", b"\xff" * 28, "ff" * 28])

@@ -7,7 +7,7 @@ import random
 from shoal._base.settings import Settings
 from shoal._core.wire.messages import Address, LeaseGranted, Shape, TaskTemplate
 from shoal._core.worker.records import TaskRecord
-from shoal._core.worker.submission import STALL_S, Lease, Submission
+from shoal._core.worker.submission import SPREAD_WAIT_S, STALL_S, Lease, Submission
 
 SHAPE = Shape(b"job0", (("CPU", 10000),))
 TEMPLATE = TaskTemplate(b"f" * 28, "f", "m.f", SHAPE)
@@ -164,6 +164,62 @@ def test_a_lost_worker_gives_its_tasks_in_the_order_of_pushing():
     state.pump(lease.queue, 0.0)
     assert [record.task_id for record in state.lost(lease)] == [task(i).task_id for i in (1, 2, 3)]
     assert state.leases == {}
+    state.check()
+
+
+SPREAD = Shape(b"job0", (), ("SPREAD",))
+SPREAD_TEMPLATE = TaskTemplate(b"f" * 28, "f", "m.f", SPREAD)
+
+
+def spread_task(number: int) -> TaskRecord:
+    return TaskRecord(number.to_bytes(24, "big"), SPREAD_TEMPLATE, b"", [])
+
+
+def spread_grant(state: Submission, request: int, now: float = 0.0) -> Lease:
+    lease = state.granted(SPREAD, request, LeaseGranted(request, request, Address(b"w", b"n", "unix:x"), 1), now)
+    state.pump(lease.queue, now)
+    return lease
+
+
+def test_spread_leaves_a_task_for_each_lease_on_its_way():
+    state, shell = make()
+    enqueue(state, *[spread_task(i) for i in range(3)])
+    first = spread_grant(state, 0)
+    state.finished(spread_task(0).task_id, first, 0.00001, 0.001)
+    state.pump(first.queue, 0.001)
+    assert shell.pushed == [(0, [spread_task(0).task_id])], "the others are on their way"
+    assert shell.requests == [0, 1, 2]
+    spread_grant(state, 2, 0.002)
+    spread_grant(state, 1, 0.003)
+    assert [lease for lease, _ in shell.pushed] == [0, 2, 1]
+    assert shell.returned == [0]
+    state.check()
+
+
+def test_spread_does_not_wait_for_leases_that_do_not_come():
+    state, shell = make()
+    enqueue(state, *[spread_task(i) for i in range(3)])
+    lease = spread_grant(state, 0)
+    state.finished(spread_task(0).task_id, lease, 0.00001, 0.001)
+    state.pump(lease.queue, 0.001)
+    assert state.tick(0.9 * SPREAD_WAIT_S)
+    assert len(shell.pushed) == 1
+    state.tick(1.1 * SPREAD_WAIT_S)
+    assert [len(ids) for _, ids in shell.pushed] == [1, 2]
+    state.check()
+
+
+def test_a_spread_lease_goes_back_as_soon_as_it_has_nothing_to_do():
+    state, shell = make()
+    enqueue(state, spread_task(0))
+    lease = spread_grant(state, 0)
+    state.finished(spread_task(0).task_id, lease, 0.00001, 0.001)
+    assert not state.may_offer(lease)
+    state.pump(lease.queue, 0.001)
+    assert shell.returned == [0]
+    late = spread_grant(state, 1, 0.002)
+    assert shell.returned == [0, 1], "granted after its task was done elsewhere"
+    assert late.key not in state.leases
     state.check()
 
 

@@ -75,7 +75,7 @@ class RuntimeContext:
 
     def get_node_labels(self) -> dict[str, str]:
         """Return the labels of the node that this process runs on."""
-        return next((dict(node.labels) for node in _list_nodes(self._runtime) if node.node_id == self._runtime.node_id), {})
+        return next((dict(node.labels) for node in _list_nodes(self._runtime, fresh=False) if node.node_id == self._runtime.node_id), {})
 
     def get_session_name(self) -> str:
         """Return the name of the session, which is that of its directory."""
@@ -221,17 +221,20 @@ def get_gpu_ids() -> list[int] | list[str]:
 
 def nodes() -> list[dict[str, Any]]:
     """Return one dict per node of the cluster, dead ones included. RaySystemError before ``init``."""
-    return [_describe(node) for node in _list_nodes(_running("nodes"))]
+    return [_describe(node) for node in _list_nodes(_running("nodes"), fresh=False)]
 
 
 def cluster_resources() -> dict[str, float]:
     """Return the resources of all live nodes together. RaySystemError before ``init``."""
-    return to_floats(total_of(node.total for node in _list_nodes(_running("cluster_resources")) if node.alive))
+    return to_floats(total_of(node.total for node in _list_nodes(_running("cluster_resources"), fresh=False) if node.alive))
 
 
 def available_resources() -> dict[str, float]:
-    """Return what of ``cluster_resources`` is free now; resources of which nothing is free are left out. RaySystemError before ``init``."""
-    return to_floats(total_of(node.available for node in _list_nodes(_running("available_resources")) if node.alive))
+    """Return what of ``cluster_resources`` is free now; resources of which nothing is free are left out. RaySystemError before ``init``.
+
+    Blocks until every node has answered; one that does not within 2 s counts with what it said last.
+    """
+    return to_floats(total_of(node.available for node in _list_nodes(_running("available_resources"), fresh=True) if node.alive))
 
 
 def _running(name: str) -> Runtime:
@@ -241,19 +244,21 @@ def _running(name: str) -> Runtime:
     return runtime
 
 
-def _list_nodes(runtime: Runtime) -> list[NodeRecord]:
-    found: list[NodeRecord] = runtime.request_control_store(ListNodes(0)).nodes
+def _list_nodes(runtime: Runtime, *, fresh: bool) -> list[NodeRecord]:
+    """``fresh``: what is free on each node is asked there; needed for nothing else."""
+    found: list[NodeRecord] = runtime.request_control_store(ListNodes(0, fresh)).nodes
     return found
 
 
 def _describe(node: NodeRecord) -> dict[str, Any]:
+    port = int(node.endpoint.rpartition(":")[2] or 0)  # one for everything; a session of one node has none
     return {
         "NodeID": node.node_id.hex(),
         "Alive": node.alive,
         "NodeManagerAddress": node.ip,
         "NodeManagerHostname": node.hostname,
-        "NodeManagerPort": 0,
-        "ObjectManagerPort": 0,
+        "NodeManagerPort": port,
+        "ObjectManagerPort": port,
         "ObjectStoreSocketName": node.address,
         "RayletSocketName": node.address,
         "MetricsExportPort": 0,

@@ -116,6 +116,7 @@ def placement_group(
         strategy: "PACK" (default) prefers few nodes, "SPREAD" many; "STRICT_PACK" and "STRICT_SPREAD" insist.
         name: under which ``get_placement_group`` finds it within the namespace.
         lifetime: "detached" keeps it after this job's end.
+        _soft_target_node_id: hexadecimal id of the node that a STRICT_PACK group takes if all of it fits there.
         bundle_label_selector: one label selector per bundle.
         topology_strategy: only None: nodes have no topology.
 
@@ -147,6 +148,7 @@ def placement_group(
         creator_actor=context.actor_id if context is not None else b"",
         bundle_label_selector=_checked_selectors(bundle_label_selector, len(units)),
         namespace=runtime.namespace,
+        target_node=bytes.fromhex(_soft_target_node_id) if _soft_target_node_id is not None else b"",
     )
     runtime.request_control_store(CreatePlacementGroup(0, checked_record(spec, "the placement group's arguments")))
     return PlacementGroup(spec.placement_group_id, units)

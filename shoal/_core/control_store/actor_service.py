@@ -191,7 +191,7 @@ class ActorService:
 
     def _placed(self, result: Chosen | Hopeless) -> None:
         if isinstance(result, Chosen):
-            self._core.perform(self._core.actors.place(result.actor_id, result.node_id))
+            self._core.perform(self._core.actors.place(result.actor_id, result.node_id, movable=result.movable))
         else:
             self._core.perform(self._core.actors.unschedulable(result.actor_id, result.message))
 
@@ -203,7 +203,7 @@ class ActorService:
         def answered(reply: ActorStarted | None, error: BaseException | None) -> None:
             self._start_answered(start, reply, error)
 
-        if not self._core.tell_node(start.node_id, StartActor(0, actor.spec, start.incarnation), answered):
+        if not self._core.tell_node(start.node_id, StartActor(0, actor.spec, start.incarnation, start.movable), answered):
             self._core.placement.settled(start.actor_id)
             self._core.perform(self._core.actors.start_failed(start.actor_id, start.incarnation, start.node_id))
 
@@ -214,6 +214,9 @@ class ActorService:
             core.perform(core.actors.started(start.actor_id, start.incarnation, start.node_id, reply.address, reply.cause))
         elif isinstance(error, RequestFailed):
             core.placement.settled(start.actor_id)
+            actor = core.actors.get(start.actor_id)
+            if error.kind == "NoRoom" and actor is not None:
+                core.placement.refused(start.node_id, actor.spec.shape)
             if error.kind in PERMANENT_FAILURES:
                 core.perform(core.actors.unschedulable(start.actor_id, error.message))
             core.perform(core.actors.start_failed(start.actor_id, start.incarnation, start.node_id))
@@ -227,7 +230,11 @@ class ActorService:
         self._core.tell_node(stop.node_id, StopActor(stop.actor_id, stop.graceful, stop.cause))
 
     def _worker_died(self, session: Session, message: ActorWorkerDied) -> None:
+        actor = self._core.actors.get(message.actor_id)
         self._core.perform(self._core.actors.worker_died(message.actor_id, message.incarnation, message.cause))
+        if actor is not None and actor.spec.shape.placement_group:
+            self._core.placement.actor_left(actor.spec.shape.placement_group)
+            self._scheduling.retry_group(actor.spec.shape.placement_group)
 
 
 def _for_handles(spec: ActorSpec) -> ActorSpec:

@@ -131,14 +131,14 @@ class ActorTable:
 
     # --- placement
 
-    def place(self, actor_id: bytes, node_id: bytes) -> list[Instruction]:
-        """A node was chosen for the next start."""
+    def place(self, actor_id: bytes, node_id: bytes, *, movable: bool = False) -> list[Instruction]:
+        """A node was chosen for the next start; ``movable``: it may refuse."""
         actor = self._actors.get(actor_id)
         if actor is None or actor.starting or actor.state not in (ACTOR_PENDING, ACTOR_RESTARTING):
             return []
         actor.starting, actor.node_id = True, node_id
         self._index.by_node.setdefault(node_id, set()).add(actor_id)
-        return [self._save(actor), StartOn(node_id, actor_id, actor.incarnation)]
+        return [self._save(actor), StartOn(node_id, actor_id, actor.incarnation, movable)]
 
     def unschedulable(self, actor_id: bytes, message: str) -> list[Instruction]:
         """The actor can never run: its hard affinity is to a dead node, its placement group is gone."""

@@ -3,6 +3,7 @@
 CreatePlacementGroup --> [create] --Ack--> caller
                              +--PrepareBundles--> agents --Ack--> [PREPARED] --CommitBundles--> agents --Ack--> [CREATED]
 WaitPlacementGroup --> acked at CREATED          RemovePlacementGroup --> ReleaseBundles to agents --> acked when all have answered
+WatchGroup (agent) --> GroupChanged: where its bundles lie, now, when it is created, when bundles are lost, and when it is removed
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from shoal._core.wire.messages import (
     CommitBundles,
     CreatePlacementGroup,
     GetPlacementGroup,
+    GroupChanged,
     ListPlacementGroups,
     Message,
     PlacementGroupList,
@@ -24,11 +26,12 @@ from shoal._core.wire.messages import (
     ReleaseBundles,
     RemovePlacementGroup,
     WaitPlacementGroup,
+    WatchGroup,
 )
 
 from .core import Core, Handler, Session
 from .group_records import CREATED, REMOVED, GroupNameTaken
-from .instructions import Commit, GroupSettled, Prepare, Release, RemovalDone
+from .instructions import BundlesLost, Commit, GroupSettled, Prepare, Release, RemovalDone
 from .job_service import JobService
 from .scheduling_service import SchedulingService
 
@@ -46,20 +49,25 @@ class GroupService:
         #: Group -> (connection, rid) that wait until it is created, or until its removal is done.
         self._waiters: dict[bytes, dict[Waiter, None]] = {}
         self._removers: dict[bytes, dict[Waiter, None]] = {}
+        #: Group -> agents that send work there.
+        self._watchers: dict[bytes, dict[Connection, None]] = {}
         core.performs(Prepare, self._prepare)
         core.performs(Commit, self._commit)
         core.performs(Release, self._release)
         core.performs(GroupSettled, self._settled)
+        core.performs(BundlesLost, lambda lost: self._tell_watchers(lost.group_id))
         core.performs(RemovalDone, self._removal_done)
 
     def handlers(self) -> dict[type[Message], Handler]:
         return {
             CreatePlacementGroup: self._create, RemovePlacementGroup: self._remove, WaitPlacementGroup: self._wait,
-            GetPlacementGroup: self._get, ListPlacementGroups: self._list,
+            GetPlacementGroup: self._get, ListPlacementGroups: self._list, WatchGroup: self._watch,
         }  # fmt: skip
 
     def disconnected(self, session: Session) -> None:
         self._drop(lambda waiter: waiter[0] is session.connection)
+        for watchers in self._watchers.values():
+            watchers.pop(session.connection, None)
 
     def cancel(self, session: Session, message: CancelRequest) -> None:
         self._drop(lambda waiter: waiter == (session.connection, message.request))
@@ -108,6 +116,21 @@ class GroupService:
     def _list(self, session: Session, message: ListPlacementGroups) -> None:
         self._core.outbox.send(session.connection, PlacementGroupList(message.rid, self._core.groups.records()))
 
+    def _watch(self, session: Session, message: WatchGroup) -> None:
+        self._watchers.setdefault(message.placement_group_id, {})[session.connection] = None
+        self._tell_watchers(message.placement_group_id, session.connection)
+
+    def _tell_watchers(self, group_id: bytes, only: Connection | None = None) -> None:
+        record = self._core.groups.get(group_id)
+        if record is None or record.state == REMOVED:
+            news = GroupChanged(group_id, REMOVED)
+            watchers = self._watchers.pop(group_id, {})
+        else:
+            news = GroupChanged(group_id, record.state, record.spec.bundles, record.nodes)
+            watchers = self._watchers.get(group_id, {}) if only is None else {only: None}
+        for connection in watchers:
+            self._core.outbox.send(connection, news)
+
     # --- instructions
 
     def _prepare(self, prepare: Prepare) -> None:
@@ -151,6 +174,7 @@ class GroupService:
                 outbox.fail(connection, rid, "TaskPlacementGroupRemoved", _REMOVED_TEXT)
             else:
                 outbox.send(connection, Ack(rid))
+        self._tell_watchers(settled.group_id)
         if settled.removed:
             self._core.perform(self._core.actors.group_removed(settled.group_id))
         self._scheduling.retry_group(settled.group_id)

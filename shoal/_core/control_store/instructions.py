@@ -31,6 +31,8 @@ class StartOn:
     node_id: bytes
     actor_id: bytes
     incarnation: int
+    #: The agent may refuse it for the sake of other actors there.
+    movable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,13 @@ class GroupSettled:
 
 
 @dataclass(frozen=True, slots=True)
+class BundlesLost:
+    """Some of the group's bundles went with their node: tell those who send work there."""
+
+    group_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class RemovalDone:
     """All nodes have given their bundles back."""
 
@@ -105,5 +114,5 @@ class RemovalDone:
 
 Instruction = (
     Change | PlaceActor | ForgetPlacement | StartOn | CancelStart | StopOn | AnnounceActor | ActorEnded
-    | Prepare | Commit | Release | GroupSettled | RemovalDone
+    | Prepare | Commit | Release | GroupSettled | BundlesLost | RemovalDone
 )  # fmt: skip

@@ -67,7 +67,7 @@ class NodeService:
     def _tell_others(self, node_id: bytes) -> None:
         """Have the other node agents told what is new of a node, once for all changes of a moment."""
         self._changed.add(node_id)
-        if self._timer is None and len(self._core.agents) > 1:
+        if self._timer is None and self._core.agents.keys() - {node_id}:
             self._timer = self._core.loop.call_later(VIEW_S, self._spread)
 
     def _spread(self) -> None:

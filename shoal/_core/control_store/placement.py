@@ -5,6 +5,9 @@
 An actor that fits nowhere now but could run on one node only is sent there at once: the agent queues it and starts it the moment there is
 room. With more candidates it waits here. What no node could ever run waits for the cluster to change. Waiting actors are
 grouped by shape, and one that cannot be placed answers for all of its shape, so a thousand of a kind cost one look.
+
+In a placement group only the agents know what is free in the bundles. While several nodes have a bundle for the actor, it is ``movable``:
+an agent whose bundles other actors hold refuses it, and is left out until an actor of the group has ended.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 
 from shoal._core.scheduling.policy import Infeasible, Placed, Refused, Wait, choose_node, need_of
 from shoal._core.scheduling.resources import fits
-from shoal._core.scheduling.strategies import freeze
+from shoal._core.scheduling.strategies import freeze, is_spread
 from shoal._core.wire.messages import NodeRecord, PlacementGroupRecord, Shape
 
 from .nodes import NodeTable
@@ -26,6 +29,7 @@ FindGroup = Callable[[bytes], PlacementGroupRecord | None]
 class Chosen:
     actor_id: bytes
     node_id: bytes
+    movable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ class Placement:
         #: Shapes that nothing could run at the last look, with the reason.
         self._infeasible: dict[Shape, str] = {}
         self._starts: dict[bytes, _Start] = {}
+        #: Shapes in groups -> nodes that have refused them since an actor of the group ended last.
+        self._full: dict[Shape, set[bytes]] = {}
         #: Round of the SPREAD strategy.
         self._turn = 0
 
@@ -83,6 +89,19 @@ class Placement:
         if start is not None and node is not None:
             node.starts -= 1
             node.settle(start.need, taken=False)
+
+    def refused(self, node_id: bytes, shape: Shape) -> None:
+        """Actors hold all bundles of the node that the shape fits into."""
+        self._full.setdefault(freeze(shape), set()).add(node_id)
+
+    def actor_left(self, group_id: bytes) -> None:
+        """A bundle of the group may have room again."""
+        for shape in [shape for shape in self._full if shape.placement_group == group_id]:
+            del self._full[shape]
+
+    def forget_refusals(self) -> None:
+        """For safety, now and then: an agent may have room of which no news comes."""
+        self._full.clear()
 
     def node_left(self, node_id: bytes) -> None:
         """Starts asked of the node are over. O(starts in flight)."""
@@ -125,7 +144,12 @@ class Placement:
     def _choose(self, actor_id: bytes, shape: Shape, name: str) -> Chosen | Hopeless | None:
         self._infeasible.pop(shape, None)
         need = need_of(shape)
-        found = self._in_group(shape, need) if shape.placement_group else self._in_cluster(shape, name)
+        movable = False
+        found: NodeRecord | Infeasible | Refused | None
+        if shape.placement_group:
+            found, movable = self._in_group(shape, need)
+        else:
+            found = self._in_cluster(shape, name)
         if isinstance(found, Infeasible):
             self._infeasible[shape] = found.message
             return None
@@ -140,8 +164,8 @@ class Placement:
         promised = {} if shape.placement_group else need  # a bundle's resources are not the node's any more
         node.promise(promised)
         self._starts[actor_id] = _Start(found.node_id, promised)
-        self._turn += 1
-        return Chosen(actor_id, found.node_id)
+        self._turn += is_spread(shape.strategy)
+        return Chosen(actor_id, found.node_id, movable)
 
     def _in_cluster(self, shape: Shape, name: str) -> NodeRecord | Infeasible | Refused | None:
         choice = choose_node(shape, self._nodes.views(), name=name, turn=self._turn)
@@ -151,19 +175,22 @@ class Placement:
             return choice.candidates[0] if len(choice.candidates) == 1 else None
         return choice
 
-    def _in_group(self, shape: Shape, need: Mapping[str, int]) -> NodeRecord | Infeasible | Refused | None:
+    def _in_group(self, shape: Shape, need: Mapping[str, int]) -> tuple[NodeRecord | Infeasible | Refused | None, bool]:
+        """Return the choice, and whether other nodes have bundles for the shape, too."""
         group = self._find_group(shape.placement_group)
         if group is None or group.state == "REMOVED":
-            return Refused("Its placement group was removed before it could start.")
+            return Refused("Its placement group was removed before it could start."), False
         bundles = group.spec.bundles
         if shape.bundle_index >= len(bundles):
-            return Refused(f"Its placement group has {len(bundles)} bundles; bundle {shape.bundle_index} does not exist.")
+            return Refused(f"Its placement group has {len(bundles)} bundles; bundle {shape.bundle_index} does not exist."), False
         indices = [shape.bundle_index] if shape.bundle_index >= 0 else range(len(bundles))
         fitting = [index for index in indices if fits(need, bundles[index])]
         if not fitting:
-            return Infeasible("No bundle of its placement group has the resources that it needs.")
+            return Infeasible("No bundle of its placement group has the resources that it needs."), False
         if group.state in ("PENDING", "PREPARED"):
-            return None
-        nodes = [self._nodes.get(group.nodes[index]) for index in fitting if group.nodes[index]]
+            return None, False
+        possible = dict.fromkeys(group.nodes[index] for index in fitting if group.nodes[index])
+        full = self._full.get(shape, ())
+        nodes = [self._nodes.get(node_id) for node_id in possible if node_id not in full]
         ready = [node for node in nodes if node is not None and node.connected]
-        return min(ready, key=lambda node: node.starts).view if ready else None
+        return (min(ready, key=lambda node: node.starts).view if ready else None), len(possible) > 1

@@ -22,7 +22,7 @@ from shoal._core.scheduling.packing import place_bundles
 from shoal._core.wire.messages import PlacementGroupRecord, PlacementGroupSpec
 
 from .group_records import CREATED, PENDING, PREPARED, REMOVED, RESCHEDULING, Group, GroupNameTaken, GroupStatistics, with_state
-from .instructions import Commit, GroupSettled, Instruction, Prepare, Release, RemovalDone
+from .instructions import BundlesLost, Commit, GroupSettled, Instruction, Prepare, Release, RemovalDone
 from .nodes import NodeTable
 from .rows import GROUPS, decode_group, encode
 from .storage.interface import Change
@@ -273,7 +273,9 @@ class PlacementGroupTable:
         spec = group.record.spec
         taken = {index: node_id for index, node_id in enumerate(group.record.nodes) if node_id}
         views, selectors = self._nodes.views(), spec.bundle_label_selector
-        return place_bundles(spec.bundles, spec.strategy, views, selectors, whole_nodes=whole_nodes, taken=taken)
+        return place_bundles(
+            spec.bundles, spec.strategy, views, selectors, whole_nodes=whole_nodes, taken=taken, preferred=spec.target_node
+        )
 
     def _begin(self, group_id: bytes, group: Group, plan: list[bytes]) -> list[Instruction]:
         group.refused, group.attempt_at = False, self.changes
@@ -335,7 +337,7 @@ class PlacementGroupTable:
         if not lost:
             return []
         self._queue[group_id] = None
-        return [self._save(group_id)]
+        return [self._save(group_id), BundlesLost(group_id)]
 
     def _gone(self, group_id: bytes) -> list[Instruction]:
         self._removed[group_id] = None

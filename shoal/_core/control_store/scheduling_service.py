@@ -53,6 +53,8 @@ class SchedulingService:
     def reschedule(self, *, tick: bool = False) -> None:
         """Something has changed: place what can be placed."""
         self._core.groups.something_changed()
+        if tick:
+            self._core.placement.forget_refusals()
         self._core.perform(self._core.groups.schedule(tick=tick))
         self.retry_actors()
         self.look_again()

@@ -94,8 +94,9 @@ class ActorService:
         self._agent.learn_job(spec.owner.worker_id, spec.job_id)
         self._actors.add(HostedActor(message.rid, spec, message.incarnation))
         request = LeaseRequest(
-            CONTROL, message.rid, strategies.freeze(spec.shape), self._agent.loop.time(), False, spec.class_name, spec.actor_id
-        )
+            CONTROL, message.rid, strategies.freeze(spec.shape), self._agent.loop.time(), False, spec.class_name, spec.actor_id,
+            movable=message.movable,
+        )  # fmt: skip
         self._agent.queue(request)
 
     def _on_stop(self, connection: Peer, message: StopActor) -> None:

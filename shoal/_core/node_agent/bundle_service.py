@@ -1,4 +1,4 @@
-"""The control store's requests about placement groups, performed on this node."""
+"""Placement groups between this node and the control store: its requests performed here, and where bundles lie on other nodes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from shoal._core.node_agent.peers import Peer
 from shoal._core.node_agent.services import AgentServices
 from shoal._core.scheduling.resources import format_amount, lacking, total_of
-from shoal._core.wire.messages import Ack, Cause, ClusterChanged, CommitBundles, PrepareBundles, ReleaseBundles
+from shoal._core.wire.messages import Ack, Cause, ClusterChanged, CommitBundles, GroupChanged, PrepareBundles, ReleaseBundles, WatchGroup
 
 
 class BundleService:
@@ -22,7 +22,20 @@ class BundleService:
         self._announced = b""
 
     def handlers(self) -> dict[type, Callable[[Peer, Any], None]]:
-        return {PrepareBundles: self._on_prepare, CommitBundles: self._on_commit, ReleaseBundles: self._on_release}
+        return {
+            PrepareBundles: self._on_prepare, CommitBundles: self._on_commit, ReleaseBundles: self._on_release,
+            GroupChanged: self._on_changed,
+        }  # fmt: skip
+
+    def watch(self, group: bytes) -> None:
+        """Have the control store tell where the group's bundles lie."""
+        if self._agent.control is not None:
+            self._agent.control.send(WatchGroup(group))
+
+    def watch_again(self) -> None:
+        """The connection to the control store is a new one."""
+        for group in self._agent.leases.routing.groups:
+            self.watch(group)
 
     def settle(self) -> None:
         """After each change: finish releases, and tell the control store when a group that waits would fit."""
@@ -64,6 +77,10 @@ class BundleService:
         self._releasing.setdefault(group, []).append((connection, message.rid))
         for lease in inside:
             self._agent.withdraw_lease(lease.lease_id, Cause("placement_group_removed", "Its placement group was removed."))
-        self._agent.refuse(refused)
+        self._agent.perform_leases(refused)
         self.settle()
+        self._agent.reschedule()
+
+    def _on_changed(self, connection: Peer, message: GroupChanged) -> None:
+        self._agent.perform_leases(self._agent.leases.group_changed(message, self._agent.loop.time()))
         self._agent.reschedule()

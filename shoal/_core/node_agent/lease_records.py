@@ -73,7 +73,21 @@ class Spill:
     node_id: bytes
 
 
-Instruction = Grant | Want | TellInfeasible | Refuse | Spill
+@dataclass(frozen=True, slots=True)
+class FindGroup:
+    """Ask the control store where the group's bundles lie; the answer goes to ``Leases.group_changed``."""
+
+    group: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """No known node can run it: ask the control store whether there are others, then call ``Leases.confirm``."""
+
+    request: LeaseRequest
+
+
+Instruction = Grant | Want | TellInfeasible | Refuse | Spill | FindGroup | Doubt
 
 
 @dataclass(slots=True)

@@ -3,11 +3,8 @@
 Owns: the queue of requests, the leases, the node's capacity and its bundles.
 Must not know: workers, processes, connections, clocks (times are passed in).
 
-    request / cancel / end / owner_lost / blocked / unblocked / prepare...  ->  schedule(now)  ->  [Grant, Want, TellInfeasible, Refuse]
-    request / nodes_changed                                                                    ->  [Spill, ...]
-
-Other nodes. A request goes where ``scheduling.policy`` says, over the nodes as this one knows them. One that was passed on before stays, if
-it can run here at all: the nodes' views differ for moments, and it must not wander. What waits is judged again when other nodes change.
+    add / cancel / end / owner_lost / blocked / unblocked / prepare...  ->  schedule(now)  ->  [Grant, Want]
+    add / nodes_changed / group_changed / confirm                        ->  [Spill, Refuse, TellInfeasible...]   (``routing.py``)
 
 Fairness. Jobs and owners take turns (``waiting.py``). Who finds no room while others hold leases has some of them called back (``Want``):
 the holder returns a lease when what it pushed is done, and queues again. Only those with at least two leases more than the one who waits
@@ -20,17 +17,16 @@ task that polls for a child of its own would otherwise wait for it for ever. Res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import msgspec
-
 from shoal._core.node_agent.bundles import Bundle, Bundles
-from shoal._core.node_agent.lease_records import Grant, Instruction, Lease, Refuse, Reservation, Spill, TellInfeasible, Want
+from shoal._core.node_agent.lease_records import Grant, Instruction, Lease, Refuse, Reservation, Spill, Want
+from shoal._core.node_agent.routing import Routing
 from shoal._core.node_agent.waiting import LeaseRequest, WaitingRequests
 from shoal._core.scheduling import policy
 from shoal._core.scheduling.resources import Allocation, Capacity, ResourceSet, fits, lacking, subtract, total_of
-from shoal._core.wire.messages import NodeRecord, Shape
+from shoal._core.wire.messages import GroupChanged, NodeRecord, Shape
 
 #: Later requests that may overtake one that does not fit.
 PASSED_OVER_LIMIT = 16
@@ -57,6 +53,7 @@ class Leases:
     Args:
         nodes: the cluster as this node sees it, itself included: decides what is infeasible.
         promise: told what is sent to another node, so that ``nodes`` counts it.
+        is_exact: whether ``nodes`` misses nothing that the control store knows; else it is asked before a request is called infeasible.
     """
 
     node: Capacity
@@ -64,6 +61,7 @@ class Leases:
     nodes: Callable[[], list[NodeRecord]]
     history_limit: int = 1000
     promise: Callable[[bytes, ResourceSet], None] = lambda node_id, need: None
+    is_exact: Callable[[], bool] = lambda: True
 
     leases: dict[int, Lease] = field(default_factory=dict)
     waiting: WaitingRequests = field(default_factory=WaitingRequests)
@@ -76,11 +74,10 @@ class Leases:
     _pause_until: float = 0.0
     _next_id: int = 1
     _granted_total: int = 0
-    #: Counts judgements: where SPREAD goes on.
-    _turn: int = 0
 
     def __post_init__(self) -> None:
         self.bundles = Bundles(self.node)
+        self.routing = Routing(self.node, self.node_id, self.nodes, self.bundles, self.promise, self.is_exact)
 
     # --- events ---------------------------------------------------------------------------------------------------------------
 
@@ -89,7 +86,9 @@ class Leases:
         group = request.shape.placement_group
         if group in self._removed:
             return [Refuse(request, *_group_removed(request))]
-        out = self._judge(request)
+        if request.movable and not self._has_room_beside_actors(request):
+            return [Refuse(request, "NoRoom", "Other actors hold the bundles of this node.")]
+        out = self.routing.judge(request, request.queued_at)
         if not any(isinstance(one, Refuse | Spill) for one in out):
             self.waiting.add(request)
         return out
@@ -165,15 +164,7 @@ class Leases:
             self._reservation = None
         prepared_only = group in self.bundles and not self.bundles.is_committed(group)
         self.bundles.close(group)
-        refused: list[Instruction] = []
-        if not prepared_only:
-            self._removed[group] = None
-            while len(self._removed) > self.history_limit:
-                del self._removed[next(iter(self._removed))]
-            for request in [one for one in self.waiting if one.shape.placement_group == group]:
-                self._forget(request)
-                refused.append(Refuse(request, *_group_removed(request)))
-        return refused, self.leases_of_group(group)
+        return [] if prepared_only else self._refuse_group(group), self.leases_of_group(group)
 
     def leases_of_group(self, group: bytes) -> list[Lease]:
         return [lease for lease in self.leases.values() if lease.shape.placement_group == group]
@@ -183,16 +174,34 @@ class Leases:
         assert not self.leases_of_group(group)
         self.bundles.drop(group)
 
-    def nodes_changed(self) -> list[Instruction]:
-        """Judge again what can run at all."""
-        out: list[Instruction] = []
-        for request in list(self.waiting):
-            if request.feasible and self.node.fits(request.need):
-                continue  # its turn comes
-            for instruction in self._judge(request, again=True):
-                if isinstance(instruction, Refuse | Spill):
-                    self._forget(request)
-                out.append(instruction)
+    def group_changed(self, news: GroupChanged, now: float) -> list[Instruction]:
+        """The control store's word about where a group's bundles lie."""
+        group = news.placement_group_id
+        if news.state == "REMOVED":
+            return self._refuse_group(group)
+        self.routing.groups.learn(news)
+        return self._judge_again((queue for queue in self.waiting.queues() if queue[0].shape.placement_group == group), now)
+
+    def nodes_changed(self, now: float) -> list[Instruction]:
+        """Other nodes have come, gone, or have other resources than before: judge again what waits. O(owners and shapes * nodes)."""
+        return self._judge_again(self.waiting.queues(), now)
+
+    def confirm(self, requests: Iterable[LeaseRequest], now: float) -> list[Instruction]:
+        """``nodes`` misses nothing now: judge again those that were in doubt."""
+        doubted = {id(request): request for request in requests}
+        for request in doubted.values():
+            request.certain = True
+        return self._judge_again(([one] for one in list(self.waiting) if id(one) in doubted), now)
+
+    def tick(self, now: float) -> list[Instruction]:
+        """Let those look elsewhere who wait in vain for any bundle of their group."""
+        return self._judge_again((queue for queue in self.waiting.queues() if self.routing.restless(queue[0], now)), now)
+
+    def _judge_again(self, queues: Iterable[list[LeaseRequest]], now: float) -> list[Instruction]:
+        out = [one for queue in queues for one in self.routing.judge_again(queue, now)]
+        for one in out:
+            if isinstance(one, Refuse | Spill):
+                self._forget(one.request)
         return out
 
     # --- decisions --------------------------------------------------------------------------------------------------------------
@@ -263,46 +272,31 @@ class Leases:
                 return bundle.capacity, bundle.index
         return None
 
-    def _judge(self, request: LeaseRequest, *, again: bool = False) -> list[Instruction]:
-        """Decide where the request can ever run. Requests for bundles wait for their bundles.
+    def _has_room_beside_actors(self, request: LeaseRequest) -> bool:
+        """Could a bundle of this node hold the request if all tasks in it ended? Actors that wait for their turn count as there."""
+        shape = request.shape
+        room = {one.index: dict(one.capacity.total) for one in self.bundles.candidates(shape.placement_group, shape.bundle_index)}
+        for lease in self.leases_of_group(shape.placement_group):
+            if lease.is_actor and lease.bundle_index in room:
+                room[lease.bundle_index] = subtract(room[lease.bundle_index], lease.allocation.amounts)
+        queued = [one for one in self.waiting if one.actor_id and one.shape.placement_group == shape.placement_group]
+        for other in sorted(queued, key=lambda one: one.sequence):
+            index = next((index for index, free in room.items() if fits(other.need, free)), None)
+            if index is not None:
+                room[index] = subtract(room[index], other.hold)
+        return any(fits(request.need, free) for free in room.values())
 
-        Args:
-            again: it has waited here, and other nodes have changed.
-        """
-        if request.shape.placement_group or request.actor_id:
-            if request.actor_id and not request.shape.placement_group and not fits(request.need, self.node.total):
-                return self._infeasible(request, policy.explain_infeasible(request.name or "The actor", request.need, self.nodes()))
-            request.feasible = True
-            return []
-        nodes = self.nodes()
-        if request.hops and not again and self._could_run_here(request, nodes):
-            request.feasible = True
-            return []
-        self._turn += 1
-        choice = policy.choose_node(request.shape, nodes, local=self.node_id, name=request.name, turn=self._turn)
-        if isinstance(choice, policy.Refused):
-            return [Refuse(request, "TaskUnschedulableError", choice.message)]
-        if isinstance(choice, policy.Infeasible):
-            return self._infeasible(request, choice.message)
-        candidates = [choice.node] if isinstance(choice, policy.Placed) else choice.candidates
-        request.feasible = any(node.node_id == self.node_id for node in candidates)
-        if request.feasible:
-            return []
-        node_id = candidates[self._turn % len(candidates)].node_id
-        self.promise(node_id, request.need)
-        return [Spill(request, node_id)]
-
-    def _could_run_here(self, request: LeaseRequest, nodes: list[NodeRecord]) -> bool:
-        """Whether this node, if it were empty, is one that the request allows."""
-        own = [msgspec.structs.replace(node, available=node.total) for node in nodes if node.node_id == self.node_id]
-        return isinstance(policy.choose_node(request.shape, own), policy.Placed)
-
-    def _infeasible(self, request: LeaseRequest, message: str) -> list[Instruction]:
-        request.feasible = False
-        if request.told_infeasible:
-            return []
-        request.told_infeasible = True
-        return [TellInfeasible(request, message)]
+    def _refuse_group(self, group: bytes) -> list[Instruction]:
+        """The group is gone: refuse what waits for it, and what comes."""
+        self.routing.groups.forget(group)
+        self._removed[group] = None
+        while len(self._removed) > self.history_limit:
+            del self._removed[next(iter(self._removed))]
+        refused: list[Instruction] = []
+        for request in [one for one in self.waiting if one.shape.placement_group == group]:
+            self._forget(request)
+            refused.append(Refuse(request, *_group_removed(request)))
+        return refused
 
     # --- fairness ---------------------------------------------------------------------------------------------------------------
 

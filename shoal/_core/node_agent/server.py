@@ -36,7 +36,7 @@ from shoal._core.node_agent.pool import WorkerDemand, WorkerPool
 from shoal._core.node_agent.resource_reports import ResourceReports
 from shoal._core.node_agent.waiting import LeaseRequest
 from shoal._core.scheduling import strategies
-from shoal._core.scheduling.resources import UNIT, Capacity
+from shoal._core.scheduling.resources import UNIT, Capacity, ResourceSet
 from shoal._core.wire import messages as wire
 from shoal._core.wire.messages import Address, Cause, Message, NodeRecord
 
@@ -89,7 +89,9 @@ class NodeAgent:
             0, node.node_id, session_dir, control_address, arena_path, arena_bytes, msgspec.msgpack.encode(settings)
         )
         self.view = ClusterView(node)
-        self.leases = Leases(Capacity(node.total), node.node_id, self._known_nodes, settings.history_limit, self.view.promise)
+        self.leases = Leases(
+            Capacity(node.total), node.node_id, self._known_nodes, settings.history_limit, self._promise, self._knows_all_nodes
+        )
         cpus = max(1, node.total.get("CPU", 0) // UNIT)
         self.pool = WorkerPool(
             cpus if prestart is None else prestart, 2 * cpus, settings.idle_worker_s, new_worker_id or (lambda: os.urandom(WORKER_BYTES))
@@ -105,6 +107,8 @@ class NodeAgent:
         #: All and only leases that have a worker: lease -> worker id.
         self._lease_workers: dict[int, bytes] = {}
         self._departures: dict[bytes, Departure] = {}
+        #: Requests that no node known here can run, until the control store has said which nodes there are.
+        self._doubted: list[LeaseRequest] = []
         self._last_number = 0
         self._turn = False
         self._closed = False
@@ -172,7 +176,11 @@ class NodeAgent:
         connection.on_message = self._on_message
         connection.on_close = self._on_control_closed
         self.reports.control = connection
-        return connection.request(wire.RegisterNode(0, self.node))
+        registered = connection.request(wire.RegisterNode(0, self.node))
+        self.bundles.watch_again()
+        for request in [one for one in self.leases.waiting if not (one.feasible or one.certain)]:
+            self._doubt(request)
+        return registered
 
     @property
     def control(self) -> Peer | None:
@@ -383,13 +391,53 @@ class NodeAgent:
         self._end_job(message.job_id, Cause("job_finished", "Its job has ended."))
 
     def _on_nodes_changed(self, connection: Peer, message: wire.NodesChanged) -> None:
-        dead = self.view.update(message.nodes)
+        self._learn_nodes(message.nodes)
+        self.perform_leases(self.leases.nodes_changed(self.loop.time()))
+        self.reschedule()
+
+    def _learn_nodes(self, records: list[NodeRecord]) -> None:
+        dead = self.view.update(records)
         # Their connections may stand for long: nobody tells the kernel of a machine that it has vanished.
         for process in [one for one in self._owners.values() if one.address.node_id in dead]:
             process.connection.close()
             self._forget(process)
-        self._perform_leases(self.leases.nodes_changed())
+
+    def _promise(self, node_id: bytes, need: ResourceSet) -> None:
+        first = self.view.next_expiry is None
+        self.view.promise(node_id, need, self.loop.time())
+        if first and self.view.next_expiry is not None:
+            self.loop.call_at(self.view.next_expiry, self._promises_over)
+
+    def _promises_over(self) -> None:
+        if self._closed:
+            return
+        if self.view.expire(self.loop.time()) and self.leases.waiting:
+            self.perform_leases(self.leases.nodes_changed(self.loop.time()))
+        if self.view.next_expiry is not None:
+            self.loop.call_at(self.view.next_expiry, self._promises_over)
+
+    def _doubt(self, request: LeaseRequest) -> None:
+        """Nothing known here can run it: ask which nodes there are, once for all that are in doubt by then."""
+        self._doubted.append(request)
+        if len(self._doubted) == 1:
+            self.loop.call_soon(self._ask_for_nodes)
+
+    def _ask_for_nodes(self) -> None:
+        doubted, self._doubted = self._doubted, []
+        if self.control is None:
+            return  # with its return we ask again
+        reply = self.control.request(wire.ListNodes(0, fresh=False))
+        reply.add_done_callback(lambda done: self._nodes_listed(doubted, done))
+
+    def _nodes_listed(self, doubted: list[LeaseRequest], reply: asyncio.Future[Any]) -> None:
+        if self._closed or reply.cancelled() or reply.exception() is not None:
+            return  # the connection is lost: on its return we ask again
+        self._learn_nodes(reply.result().nodes)
+        self.perform_leases(self.leases.confirm(doubted, self.loop.time()))
         self.reschedule()
+
+    def _knows_all_nodes(self) -> bool:
+        return not self.node.endpoint  # nobody can join
 
     def _known_nodes(self) -> list[NodeRecord]:
         if not self.view.is_alone:  # then what is free here is compared with what is free elsewhere
@@ -406,7 +454,7 @@ class NodeAgent:
 
     def queue(self, request: LeaseRequest) -> None:
         """Queue a request for a lease, of a process or for an actor."""
-        self._perform_leases(self.leases.add(request))
+        self.perform_leases(self.leases.add(request))
         self.reschedule()
 
     def reschedule(self) -> None:
@@ -419,12 +467,13 @@ class NodeAgent:
     def _schedule(self) -> None:
         self._turn = False
         if not self._closed:
-            self._perform_leases(self.leases.schedule(self.loop.time()))
+            self.perform_leases(self.leases.schedule(self.loop.time()))
             self.bundles.settle()
             if self.settings.debug:
                 self.check()
 
-    def _perform_leases(self, instructions: list[lease_state.Instruction]) -> None:
+    def perform_leases(self, instructions: list[lease_state.Instruction]) -> None:
+        """Carry out what the state of leases has decided."""
         for instruction in instructions:
             match instruction:
                 case lease_state.Grant(lease):
@@ -441,6 +490,10 @@ class NodeAgent:
                 case lease_state.Spill(request, node_id):
                     if request.owner in self._owners:
                         self._owners[request.owner].connection.send(wire.LeaseSpilled(request.rid, node_id))
+                case lease_state.FindGroup(group):
+                    self.bundles.watch(group)
+                case lease_state.Doubt(request):
+                    self._doubt(request)
                 case lease_state.Refuse(request, kind, message):
                     if request.actor_id:
                         self.actors.refused(request, kind, message)
@@ -522,10 +575,6 @@ class NodeAgent:
         if process is not None:
             process.connection.send(wire.StopProcess(True, cause))
 
-    def refuse(self, instructions: list[lease_state.Instruction]) -> None:
-        """Tell those whose requests were refused."""
-        self._perform_leases(instructions)
-
     def dismiss(self, worker_id: bytes, cause: Cause) -> None:
         """Ask a worker without work to leave; it has LEAVE_S for that."""
         self._departures.setdefault(worker_id, Departure(cause))
@@ -597,6 +646,7 @@ class NodeAgent:
         self._perform_pool(self.pool.tick(self.loop.time()))
         self.adopted.tick()
         if self.leases.waiting:
+            self.perform_leases(self.leases.tick(self.loop.time()))
             self.reschedule()
 
     def check(self) -> None:

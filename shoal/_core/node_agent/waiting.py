@@ -28,6 +28,10 @@ class LeaseRequest:
     actor_id: bytes = b""
     #: Agents that passed it on before.
     hops: int = 0
+    #: An actor that other nodes have bundles for, too: it does not wait for the end of other actors.
+    movable: bool = False
+    #: The control store knows no other nodes than those it was judged by.
+    certain: bool = False
     #: What must be free for the grant, and what is held afterwards.
     need: ResourceSet = field(init=False)
     hold: ResourceSet = field(init=False)
@@ -96,6 +100,10 @@ class WaitingRequests:
                     yield next(iter(shapes.values()))[0]
                 else:
                     yield from sorted((queue[0] for queue in shapes.values()), key=lambda request: request.sequence)
+
+    def queues(self) -> list[list[LeaseRequest]]:
+        """Return the requests by owner and shape."""
+        return [list(queue) for owners in self._jobs.values() for shapes in owners.values() for queue in shapes.values()]
 
     def of_owner(self, owner: int) -> list[LeaseRequest]:
         return [request for owners in self._jobs.values() for queue in owners.get(owner, {}).values() for request in queue]

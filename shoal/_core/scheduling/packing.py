@@ -7,6 +7,8 @@
 
 STRICT placements are found whenever they exist (a sum; a bipartite matching). PACK and SPREAD are greedy, largest bundle first: bin packing
 is NP-hard, and a group that greed cannot place waits like any other.
+
+Devices count by amount here: half of each of two GPUs looks like one. The node that is asked to reserve knows better, and says no.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ def place_bundles(
     *,
     whole_nodes: bool = False,
     taken: Mapping[int, bytes] | None = None,
+    preferred: bytes = b"",
 ) -> list[bytes] | None:
     """Return a node id per bundle, or None when the group does not fit.
 
@@ -40,11 +43,12 @@ def place_bundles(
         selectors: label selector per bundle; empty for none.
         whole_nodes: judge by what nodes have, not by what is free: could it ever fit?
         taken: bundles that stay where they are (a group that lost some of its nodes), by index.
+        preferred: STRICT_PACK takes this node if all bundles fit there.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"Unknown placement strategy {strategy!r}; valid are {', '.join(STRATEGIES)}.")
     taken = taken or {}
-    alive = [node for node in nodes if node.alive]
+    alive = sorted((node for node in nodes if node.alive), key=lambda node: node.node_id != preferred)
     free: Free = {node.node_id: dict(node.total if whole_nodes else node.available) for node in alive}
     allowed = [_allowed(index, alive, selectors) for index in range(len(bundles))]
     todo = [index for index in range(len(bundles)) if index not in taken]

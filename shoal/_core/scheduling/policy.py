@@ -5,13 +5,15 @@
                                  Infeasible  no node could ever run it as things stand; says what to ask for instead
                                  Refused     it asks for a particular node that is gone; waiting cannot help
 
-The default policy is Ray's hybrid one: the local node while at most half used, then the least used.
+The default policy is Ray's hybrid one: the local node while at most half used, then the least used of a few. The node where large arguments
+lie comes first, if it has room.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import msgspec
 
@@ -21,6 +23,8 @@ from shoal._core.wire.messages import NodeRecord, Shape
 
 #: Share of a node's busiest resource up to which the local node is preferred. Ray's figure: spreads early, keeps small work at home.
 LOCAL_UNTIL = 0.5
+#: Nodes with room among which the least used is taken. More would hardly change how even the load is ("power of two choices").
+FEW = 8
 
 _OPTION = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 
@@ -55,64 +59,91 @@ def need_of(shape: Shape) -> ResourceSet:
     return dict(shape.resources if shape.placement_resources is None else shape.placement_resources)
 
 
-def choose_node(shape: Shape, nodes: Sequence[NodeRecord], *, local: bytes = b"", name: str = "", turn: int = 0) -> Choice:
-    """Choose the node for one task or actor of this shape. O(nodes).
+def choose_node(
+    shape: Shape, nodes: Sequence[NodeRecord], *, local: bytes = b"", name: str = "", turn: int = 0, whole_nodes: bool = False
+) -> Choice:
+    """Choose the node for one task or actor of this shape.
+
+    Looks at nodes until it has found ``FEW`` with room; at all of them only when fewer have it. Deterministic.
 
     Args:
-        local: node that is preferred while at most half used; b"" for none.
+        local: node that is preferred while at most half used; b"" for none. Also where the look begins, so that agents that see the same
+            cluster do not all choose the same node.
         name: how messages call the task or actor.
         turn: SPREAD begins its round at this position; count it up per request.
+        whole_nodes: SPREAD judges by what nodes have, not by what is free.
     """
     strategy = strategies.parse(shape.strategy)
     if isinstance(strategy, strategies.Fallback):
-        return _first_possible(shape, strategy, nodes, local=local, name=name, turn=turn)
+        return _first_possible(shape, strategy, nodes, local=local, name=name, turn=turn, whole_nodes=whole_nodes)
     what = name or "The request"
     need = need_of(shape)
-    alive = [node for node in nodes if node.alive]
+    pool = nodes
     soft: labels.Selector = ()
     if isinstance(strategy, strategies.NodeAffinity):
-        named = [node for node in alive if node.node_id == strategy.node_id]
-        possible = [node for node in named if fits(need, node.total)]
-        if not named and not strategy.soft:
-            return Refused(
-                f"{what} must run on node {strategy.node_id.hex()}, which is dead or unknown. "
-                "Use soft=True to let it run elsewhere; shoal.nodes() lists the nodes."
-            )
-        if possible or not strategy.soft:
-            alive = named
-        elif named:
-            alive = [node for node in alive if node not in named]
+        choice = _on_named_node(strategy, what, need, nodes)
+        if choice is not None:
+            return choice
+        pool = [node for node in nodes if node.node_id != strategy.node_id]
     elif isinstance(strategy, strategies.NodeLabels):
-        alive = [node for node in alive if labels.matches(strategy.hard, node.labels)]
+        pool = [node for node in nodes if labels.matches(strategy.hard, node.labels)]
         soft = strategy.soft
-        if not alive:
+        if not any(node.alive for node in pool):
             return Infeasible(f"{what} needs a node with the labels {labels.describe(strategy.hard)}; no node has them.")
     if shape.label_selector:
-        alive = [node for node in alive if labels.matches(shape.label_selector, node.labels)]
-        if not alive:
+        pool = [node for node in pool if labels.matches(shape.label_selector, node.labels)]
+        if not any(node.alive for node in pool):
             return Infeasible(f"{what} needs a node with the labels {labels.describe(shape.label_selector)}; no node has them.")
-    feasible = [node for node in alive if fits(need, node.total)]
-    if not feasible:
-        return Infeasible(explain_infeasible(what, need, alive))
-    ready = [node for node in feasible if fits(need, node.available)]
-    if not ready:
-        return Wait(feasible)
-    preferred = [node for node in ready if soft and labels.matches(soft, node.labels)] or ready
     if strategy == "SPREAD":
-        return Placed(_next_in_round(preferred, nodes, turn))
-    return Placed(_hybrid(need, preferred, local))
+        found = _with_room(need, pool, turn, 1, whole_nodes=whole_nodes)
+        return Placed(found[0]) if found else _none_has_room(what, need, nodes, pool)
+    if (home := _home(need, pool, shape.near, local)) is not None and not soft:
+        return Placed(home)
+    start = int.from_bytes(local[:4], "big")
+    found = (_with_room(need, [node for node in pool if labels.matches(soft, node.labels)], start, FEW) if soft else []) or _with_room(
+        need, pool, start, FEW
+    )
+    return Placed(_least_used(need, found, local)) if found else _none_has_room(what, need, nodes, pool)
+
+
+def _on_named_node(affinity: strategies.NodeAffinity, what: str, need: ResourceSet, nodes: Sequence[NodeRecord]) -> Choice | None:
+    """Answer for a request that names its node; None: another node may run it."""
+    node = next((node for node in nodes if node.node_id == affinity.node_id and node.alive), None)
+    if node is None or not fits(need, node.total):
+        if affinity.soft:
+            return None
+        why = "is dead or unknown" if node is None else f"can never hold it: {_missing(need, node)}"
+        return Refused(
+            f"{what} must run on node {affinity.node_id.hex()}, which {why}. "
+            "Use soft=True to let it run elsewhere; shoal.nodes() lists the nodes."
+        )
+    if fits(need, node.available):
+        return Placed(node)
+    if affinity.must_run_now:
+        have = ", ".join(f"{format_amount(node.available.get(name, 0))} of {format_amount(amount)} {name}" for name, amount in need.items())
+        return Refused(f"{what} must run on node {affinity.node_id.hex()} at once, and what it needs is not free there now: {have}.")
+    if affinity.may_leave and any(other is not node and other.alive and fits(need, other.available) for other in nodes):
+        return None
+    return Wait([node])
 
 
 def _first_possible(
-    shape: Shape, fallback: strategies.Fallback, nodes: Sequence[NodeRecord], *, local: bytes, name: str, turn: int
+    shape: Shape,
+    fallback: strategies.Fallback,
+    nodes: Sequence[NodeRecord],
+    *,
+    local: bytes,
+    name: str,
+    turn: int,
+    whole_nodes: bool,
 ) -> Choice:
     """Try the selectors in order; when none can ever be met, the first one's answer counts."""
-    choices = (
-        choose_node(
-            msgspec.structs.replace(shape, strategy=fallback.first, label_selector=selector), nodes, local=local, name=name, turn=turn
-        )
-        for selector in (shape.label_selector, *fallback.selectors)
-    )
+
+    def choose(selector: labels.Selector) -> Choice:
+        single = msgspec.structs.replace(shape, strategy=fallback.first, label_selector=selector)
+        return choose_node(single, nodes, local=local, name=name, turn=turn, whole_nodes=whole_nodes)
+
+    choices = (choose(selector) for selector in (shape.label_selector, *fallback.selectors))
     first = next(choices)
     return first if isinstance(first, Placed | Wait) else next((one for one in choices if isinstance(one, Placed | Wait)), first)
 
@@ -135,8 +166,14 @@ def explain_infeasible(what: str, need: Mapping[str, int], nodes: Sequence[NodeR
 
 def utilization(node: NodeRecord, need: Mapping[str, int]) -> float:
     """Return the share of the node's busiest resource that would be in use with ``need`` on it."""
-    shares = [1 - (node.available.get(name, 0) - need.get(name, 0)) / total for name, total in node.total.items() if total > 0]
-    return max(shares, default=0.0)
+    busiest = 0.0
+    available = node.available
+    for name, total in node.total.items():
+        if total > 0:
+            used = 1 - (available.get(name, 0) - need.get(name, 0)) / total
+            if used > busiest:
+                busiest = used
+    return busiest
 
 
 def could_help(need: Mapping[str, int], free: Mapping[str, int], held: Mapping[str, int]) -> bool:
@@ -144,16 +181,50 @@ def could_help(need: Mapping[str, int], free: Mapping[str, int], held: Mapping[s
     return any(held.get(name) for name in lacking(need, free))
 
 
-def _hybrid(need: Mapping[str, int], ready: Sequence[NodeRecord], local: bytes) -> NodeRecord:
-    for node in ready:
-        # A node with nothing to do takes it, however small.
-        if node.node_id == local and (utilization(node, need) <= LOCAL_UNTIL or utilization(node, {}) < LOCAL_UNTIL):
+def _home(need: ResourceSet, pool: Sequence[NodeRecord], near: bytes, local: bytes) -> NodeRecord | None:
+    """Return the node where large arguments lie, if it has room; else the local one, while it is half empty."""
+    if near:
+        node = _find(pool, near)
+        if node is not None and fits(need, node.available):
             return node
+    node = _find(pool, local) if local else None
+    if node is None or not fits(need, node.available):
+        return None
+    # A node with nothing to do takes it, however small.
+    return node if utilization(node, need) <= LOCAL_UNTIL or utilization(node, {}) < LOCAL_UNTIL else None
+
+
+def _missing(need: ResourceSet, node: NodeRecord) -> str:
+    short = lacking(need, node.total)
+    return "; ".join(
+        f"it needs {format_amount(need[name])} {name}, the node has {format_amount(node.total.get(name, 0))}" for name in short
+    )
+
+
+def _find(nodes: Sequence[NodeRecord], node_id: bytes) -> NodeRecord | None:
+    return next((node for node in nodes if node.node_id == node_id and node.alive), None)
+
+
+def _with_room(need: ResourceSet, pool: Sequence[NodeRecord], start: int, enough: int, *, whole_nodes: bool = False) -> list[NodeRecord]:
+    """Return the first ``enough`` nodes with room, in the round from ``start`` on; fewer when there are no more."""
+    found: list[NodeRecord] = []
+    at = start % len(pool) if pool else 0
+    for node in chain(islice(pool, at, None), islice(pool, at)):
+        if node.alive and fits(need, node.total if whole_nodes else node.available):
+            found.append(node)
+            if len(found) == enough:
+                break
+    return found
+
+
+def _least_used(need: ResourceSet, ready: Sequence[NodeRecord], local: bytes) -> NodeRecord:
     # Below the threshold nodes count as equal, so that work packs in a fixed order instead of touching every node.
     return min(ready, key=lambda node: (max(utilization(node, need), LOCAL_UNTIL), node.node_id != local, node.node_id))
 
 
-def _next_in_round(ready: Sequence[NodeRecord], nodes: Sequence[NodeRecord], turn: int) -> NodeRecord:
-    order = {node.node_id: position for position, node in enumerate(nodes)}
-    start = turn % len(nodes)
-    return min(ready, key=lambda node: (order[node.node_id] - start) % len(nodes))
+def _none_has_room(what: str, need: ResourceSet, nodes: Sequence[NodeRecord], pool: Sequence[NodeRecord]) -> Wait | Infeasible:
+    feasible = [node for node in pool if node.alive and fits(need, node.total)]
+    if feasible:
+        return Wait(feasible)
+    alive = [node for node in pool if node.alive]
+    return Infeasible(explain_infeasible(what, need, alive))

@@ -2,7 +2,8 @@
 
 ()                                                 default: local until half full, then the least used
 ("SPREAD",)                                        round robin over the nodes
-("NODE_AFFINITY", node id, soft, ...)              that node (bytes or hex); soft: another one when it is gone or can never fit
+("NODE_AFFINITY", node id, soft, may leave, now)   that node (bytes or hex); soft: another one when it is gone or can never fit;
+                                                   may leave: also when it has no room now; now: an error when it has no room now
 ("NODE_LABEL", hard, soft)                         each ((label, "in" | "not_in" | "exists" | "does_not_exist", (value, ...)), ...)
 ("FALLBACK", strategy, selector, selector, ...)    the strategy with the shape's label selector; if no node can ever meet it, with the
                                                    first of these selectors that one can; selector: ((label, condition), ...)
@@ -30,6 +31,8 @@ SPREAD: Strategy = ("SPREAD",)
 class NodeAffinity:
     node_id: bytes
     soft: bool
+    may_leave: bool = False
+    must_run_now: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ def parse(strategy: Sequence[Any]) -> NodeAffinity | NodeLabels | Fallback | str
         return "SPREAD"
     if kind == "NODE_AFFINITY":
         node_id = strategy[1]
-        return NodeAffinity(bytes.fromhex(node_id) if isinstance(node_id, str) else node_id, bool(strategy[2]))
+        return NodeAffinity(bytes.fromhex(node_id) if isinstance(node_id, str) else node_id, *map(bool, strategy[2:5]))
     if kind == "NODE_LABEL":
         hard, soft = (tuple((key, _condition(operator, values)) for key, operator, values in part) for part in strategy[1:3])
         return NodeLabels(hard, soft)
@@ -72,6 +75,10 @@ def parse(strategy: Sequence[Any]) -> NodeAffinity | NodeLabels | Fallback | str
         selectors = tuple(tuple((key, condition) for key, condition in selector) for selector in strategy[2:])
         return Fallback(tuple(strategy[1]), selectors)
     raise ValueError(f"Unknown scheduling strategy {kind!r}; known are SPREAD, NODE_AFFINITY, NODE_LABEL and FALLBACK.")
+
+
+def is_spread(strategy: Sequence[Any]) -> bool:
+    return bool(strategy) and (strategy[0] == "SPREAD" or (strategy[0] == "FALLBACK" and is_spread(strategy[1])))
 
 
 def freeze(shape: Shape) -> Shape:

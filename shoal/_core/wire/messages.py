@@ -73,6 +73,8 @@ class Shape(msgspec.Struct, array_like=True, frozen=True):
     label_selector: tuple[tuple[str, str], ...] = ()
     #: Resources needed to be placed, where they differ from those held (an actor with no options: placed by 1 CPU, holds 0).
     placement_resources: tuple[tuple[str, int], ...] | None = None
+    #: Node where large arguments lie; b"" when it does not matter.
+    near: bytes = b""
 
 
 class TaskTemplate(msgspec.Struct, array_like=True):
@@ -750,11 +752,15 @@ class NamedActorList(Message, tag=119):
 
 
 class StartActor(Message, tag=120):
-    """Control store to node agent: lease a worker for the shape and make it the actor."""
+    """Control store to node agent: lease a worker for the shape and make it the actor.
+
+    ``movable``: other nodes have bundles for it, too. Failed("NoRoom") when it would have to wait for the end of other actors.
+    """
 
     rid: int
     spec: ActorSpec
     incarnation: int
+    movable: bool = False
 
 
 class BecomeActor(Message, tag=121):
@@ -818,6 +824,8 @@ class PlacementGroupSpec(msgspec.Struct, array_like=True):
     creator_actor: bytes = b""
     bundle_label_selector: list[dict[str, str]] = []
     namespace: str = ""
+    #: STRICT_PACK: this node, if it has room.
+    target_node: bytes = b""
 
 
 class CreatePlacementGroup(Message, tag=140):
@@ -888,6 +896,22 @@ class ClusterChanged(Message, tag=149):
     node_id: bytes
 
 
+class WatchGroup(Message, tag=152):
+    """Node agent to control store: tell me where the group's bundles lie, now and after every change, until it is removed."""
+
+    placement_group_id: bytes
+
+
+class GroupChanged(Message, tag=153):
+    """Control store to node agent. ``state`` REMOVED: nothing more comes."""
+
+    placement_group_id: bytes
+    state: str
+    #: Per bundle: what it holds, and its node; b"" while it has none.
+    bundles: list[dict[str, int]] = []
+    nodes: list[bytes] = []
+
+
 class Watch(Message, tag=150):
     """Subscribe to a channel of published changes from ``after`` on ("nodes", "jobs", "actors")."""
 
@@ -917,7 +941,7 @@ AnyMessage = (
     | CreateActor | SubscribeActor | UnsubscribeActor | ActorUpdate | KillActor | ActorOutOfScope | GetNamedActor | NamedActor
     | ListNamedActors | NamedActorList | StartActor | BecomeActor | ActorStarted | ActorWorkerDied | StopActor | CancelActorStart | GetActor
     | CreatePlacementGroup | RemovePlacementGroup | WaitPlacementGroup | GetPlacementGroup | ListPlacementGroups | PlacementGroupList
-    | PrepareBundles | CommitBundles | ReleaseBundles | ClusterChanged | Watch | Published
+    | PrepareBundles | CommitBundles | ReleaseBundles | ClusterChanged | WatchGroup | GroupChanged | Watch | Published
 )  # fmt: skip
 
 #: Messages that answer a request of the receiver's. All other messages with a ``rid`` ask something.

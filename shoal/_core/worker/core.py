@@ -75,6 +75,8 @@ class Core:
         self.job_id = job_id
         #: A foreign reference may wait with its registration until the running task's reply.
         self.runs_tasks = runs_tasks
+        #: Arguments may lie on another node than this one.
+        self.has_other_nodes = False
         self.closing = False
         #: The serialized error of everything that is asked for once the head has ended; b"" while it is there.
         self.lost = b""
@@ -187,22 +189,23 @@ class Core:
 
     def when_all(self, futures: Iterable[asyncio.Future[Any]], then: Callable[[], None]) -> None:
         """Call ``then`` when all are done, however they ended: at once if there are none."""
-        waiting = [future for future in futures if not future.done()]
-        if not waiting:
-            then()
-            return
-        left = len(waiting)
+        waiting = 1  # this call itself
 
-        def one(done: asyncio.Future[Any]) -> None:
-            nonlocal left
-            if not done.cancelled():
+        def over(done: asyncio.Future[Any] | None = None) -> None:
+            nonlocal waiting
+            if done is not None and not done.cancelled():
                 done.exception()  # a registration that failed shows at the reader, as the owner's death
-            left -= 1
-            if not left:
+            waiting -= 1
+            if not waiting:
                 then()
 
-        for future in waiting:
-            future.add_done_callback(one)
+        for future in futures:
+            waiting += 1
+            if future.done():
+                over(future)
+            else:
+                future.add_done_callback(over)
+        over()
 
     def note(self, text: str) -> None:
         """Tell the user something that is not an error."""

@@ -160,6 +160,7 @@ class IoThread:
             loop=self.loop, transport=transport, connector=connector, settings=settings, me=me, job_id=b"\0" * 4,
             runs_tasks=not request.is_driver, on_agent_lost=self._on_agent_lost,
         )  # fmt: skip
+        core.has_other_nodes = bool(registered.endpoint)
         self.inbox = Inbox(self.loop, core.flush)
         core.drain_inbox = self.inbox.drain_rest
         self._arena = arena = Arena.open(request.arena_fd if request.arena_fd >= 0 else registered.arena_path, registered.arena_bytes)

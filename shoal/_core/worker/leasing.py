@@ -13,6 +13,8 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from shoal._core.serialization import error_named, serialize_system_error
 from shoal._core.transport import RequestFailed
 from shoal._core.wire.messages import (
@@ -33,6 +35,7 @@ from shoal._core.wire.messages import (
 )
 
 from .cancellation import cancelled_error
+from .entries import STORED
 from .express import REFUSED, SENT, UNUSED
 from .peers import Peer
 from .records import TaskRecord
@@ -41,8 +44,12 @@ from .submission import Lease, LeaseKey, ShapeQueue, Submission
 if TYPE_CHECKING:
     from .core import Core
 
+#: Arguments of at least this many bytes draw their task to their node: a millisecond of transfer, three round trips for a lease there.
+NEAR_BYTES = 1 << 20
 #: Seconds between two looks at idle and stalled leases, while there are any.
 TICK_S = 0.01
+#: Seconds until a lease is asked for again when the agent of the node that was named could not be reached: our own hears of it meanwhile.
+UNREACHABLE_S = 0.1
 #: Seconds to wait for the node agent's word about a worker whose connection is gone.
 DEATH_NOTICE_S = 2.0
 #: Seconds to wait for the end of a dead worker's connection, behind which nothing more can come.
@@ -67,6 +74,8 @@ class Leasing:
 
     def enqueue(self, record: TaskRecord, *, front: bool = False) -> None:
         """Queue a task whose arguments are ready."""
+        if record.deps:
+            record.shape = self._shape_near(record)
         queue = self.submission.enqueue(record, front=front)
         self._dirty[queue.shape] = queue
 
@@ -95,6 +104,20 @@ class Leasing:
         self.submission.give_back_idle()
         for lease in self.submission.leases.values():
             self._agent_of(lease).send(ReturnLease(lease.id, worker_failed=True))
+
+    def _shape_near(self, record: TaskRecord) -> Shape:
+        """Return the task's shape with the node where most of its large arguments lie, if it may run anywhere."""
+        shape = record.template.shape
+        if shape.strategy or shape.placement_group:
+            return shape
+        sizes: dict[bytes, int] = {}
+        for entry in record.deps:
+            if entry.kind == STORED:
+                sizes[entry.data.node_id] = sizes.get(entry.data.node_id, 0) + entry.data.nbytes
+        node_id = max(sizes, key=sizes.__getitem__, default=b"")
+        if not node_id or sizes[node_id] < NEAR_BYTES or (node_id == self.core.me.node_id and not self.core.has_other_nodes):
+            return shape
+        return msgspec.structs.replace(shape, near=node_id)
 
     # --- effects of submission -----------------------------------------------------------------------------
 
@@ -127,18 +150,25 @@ class Leasing:
             self.core.agents.get(node_id).send(ReturnLease(done.result().lease_id))
         elif error is None:
             self._granted(number, shape, done.result())
-        elif (isinstance(error, RequestFailed) and error.kind == "Cancelled") or (not self.core.lost and node_id != self.core.me.node_id):
-            # Withdrawn; or the agent of another node has ended: ask anew, here, if there is need.
-            queue = self.submission.queues.get(shape)
-            if queue is not None and number in queue.requests:
-                queue.requests.remove(number)
-                self._dirty[shape] = queue
+        elif isinstance(error, RequestFailed) and error.kind == "Cancelled":
+            self._ask_anew(shape, number)
+        elif not isinstance(error, RequestFailed) and not self.core.lost and node_id != self.core.me.node_id:
+            # The agent of another node has ended, or cannot be reached: not at once, as ours may not know it yet and send us there again.
+            self.core.loop.call_later(UNREACHABLE_S, self._ask_anew, shape, number)
         else:
             refusal = error_named(error.kind, error.message) if isinstance(error, RequestFailed) else self.core.head_ended()
             data = serialize_system_error(refusal)
             for record in self.submission.refused(shape, number):
                 self.core.tasks.fail(record, data)
         self.core.flush()
+
+    def _ask_anew(self, shape: Shape, number: int) -> None:
+        """A request has ended without a lease: make another one if there is need."""
+        queue = self.submission.queues.get(shape)
+        if queue is not None and number in queue.requests and not self.core.closing:
+            queue.requests.remove(number)
+            self._dirty[shape] = queue
+            self.core.flush()
 
     def _spilled(self, number: int, message: RequestLease, spilled: LeaseSpilled) -> None:
         """Ask the agent of another node, unless the request is not needed any more."""

@@ -18,7 +18,7 @@ class TaskRecord:
 
     __slots__ = (
         "args", "attempt", "cancelled", "deps", "generator", "held", "lease", "name", "parent", "retries", "returns",
-        "state", "stored_args", "task_id", "template", "unready",
+        "shape", "state", "stored_args", "task_id", "template", "unready",
     )  # fmt: skip
 
     def __init__(
@@ -26,6 +26,8 @@ class TaskRecord:
     ) -> None:
         self.task_id = task_id
         self.template = template
+        #: The template's, with the node where large arguments lie once that is known.
+        self.shape = template.shape
         self.args = args
         #: Entries of the returns, in order; the record keeps them reachable after the table let them go.
         self.returns = returns

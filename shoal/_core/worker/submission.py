@@ -10,6 +10,9 @@ Must not know: sockets, threads, clocks (``now`` is passed in), objects. The she
 Depth: about ``pipeline_s`` seconds of work are kept queued on a leased worker, judged by the recent duration of that shape; one
 task when tasks are long. A round trip costs about 100 microseconds, so without depth a worker with 20-microsecond tasks would
 idle four fifths of its time.
+
+SPREAD: every lease is for another node. So leases on their way are kept a task each, for ``SPREAD_WAIT_S`` at most (a cluster that is full
+grants none), and an idle one goes back at once. Without both the first node to answer would run short tasks alone.
 """
 
 from __future__ import annotations
@@ -19,12 +22,15 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from shoal._base.settings import Settings
+from shoal._core.scheduling.strategies import is_spread
 from shoal._core.wire.messages import Address, LeaseGranted, Shape
 
 from .records import PUSHED, QUEUED, TaskRecord
 
 #: A worker that answered nothing for this long has its queued tasks taken back.
 STALL_S = 0.02
+#: Seconds that tasks are kept for the leases of a SPREAD shape that were asked for: connecting to a new node takes a few milliseconds.
+SPREAD_WAIT_S = 0.05
 #: Weight of the newest duration in the estimate.
 NEWEST = 0.2
 
@@ -48,6 +54,7 @@ class Lease:
         "last_progress",
         "offer",
         "pid",
+        "pushed",
         "queue",
         "resource_ids",
         "wanted",
@@ -66,6 +73,8 @@ class Lease:
         self.in_flight: dict[bytes, TaskRecord] = {}
         self.idle_since = now
         self.last_progress = now
+        #: Tasks that were ever pushed.
+        self.pushed = 0
         #: The node agent wants it back: nothing more is pushed.
         self.wanted = False
         #: The worker is going away; replies may still come.
@@ -102,14 +111,17 @@ class LeaseEffects(Protocol):
 class ShapeQueue:
     """Ready tasks of one shape and the leases that serve them."""
 
-    __slots__ = ("duration_s", "leases", "ready", "requests", "shape")
+    __slots__ = ("asked_at", "duration_s", "leases", "ready", "requests", "shape", "spread")
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
+        self.spread = is_spread(shape.strategy)
         self.ready: deque[TaskRecord] = deque()
         self.leases: list[Lease] = []
         #: Numbers of lease requests on their way, oldest first.
         self.requests: list[int] = []
+        #: When the newest of them was made.
+        self.asked_at = 0.0
         #: Recent duration of a task; None before the first reply.
         self.duration_s: float | None = None
 
@@ -127,7 +139,7 @@ class Submission:
 
     def enqueue(self, record: TaskRecord, *, front: bool = False) -> ShapeQueue:
         """Add a task whose dependencies are ready. The caller pumps the queue it returns, once for a batch."""
-        shape = record.template.shape
+        shape = record.shape
         queue = self.queues.get(shape)
         if queue is None:
             queue = self.queues[shape] = ShapeQueue(shape)
@@ -141,7 +153,7 @@ class Submission:
 
     def remove(self, record: TaskRecord) -> bool:
         """Take a queued task out (cancelled before it was pushed)."""
-        queue = self.queues.get(record.template.shape)
+        queue = self.queues.get(record.shape)
         if queue is None or record.state != QUEUED:
             return False
         try:
@@ -156,18 +168,20 @@ class Submission:
         """Push what fits, then ask for leases for the rest."""
         ready = queue.ready
         if ready:
-            depth = self._depth(queue)
-            for lease in sorted(queue.leases, key=_load) if len(queue.leases) > 1 else queue.leases:
+            depth, kept = self._depth(queue), self._kept(queue, now)
+            for lease in sorted(queue.leases, key=_turns if queue.spread else _load) if len(queue.leases) > 1 else queue.leases:
                 room = depth - len(lease.in_flight)
                 if room <= 0 or lease.wanted or lease.dead or not (lease.in_flight or self._is_idle(lease)):
                     continue
-                if len(queue.leases) > 1 and len(ready) < room * len(queue.leases):
-                    room = max(1, min(room, -(-len(ready) // len(queue.leases))))
-                batch = [ready.popleft() for _ in range(min(room, len(ready)))]
+                shares = len(queue.leases) + kept
+                if shares > 1 and len(ready) < room * shares:
+                    room = max(1, min(room, -(-len(ready) // shares)))
+                batch = [ready.popleft() for _ in range(min(room, len(ready) - kept))]
                 if not batch:
                     break
                 if not lease.in_flight:
                     lease.last_progress = now
+                lease.pushed += len(batch)
                 for record in batch:
                     record.state = PUSHED
                     record.lease = lease
@@ -176,16 +190,26 @@ class Submission:
         missing = min(len(ready), 2 + len(queue.leases)) - len(queue.requests)
         if missing > 0:
             first = ready[0]
+            queue.asked_at = now
             for _ in range(missing):
                 queue.requests.append(self.effects.request_lease(queue.shape, len(ready), first.display_name, first.retries != 0))
         elif not ready and queue.requests:
             self._trim_requests(queue)
+        if queue.spread and not ready:
+            for lease in list(queue.leases):
+                self.settle(lease)
 
     def _depth(self, queue: ShapeQueue) -> int:
         duration, pipeline = queue.duration_s, self.settings.pipeline_s
         if duration is None or duration >= pipeline:
             return 1
         return min(self.settings.pipeline_limit, int(pipeline / max(duration, 1e-6)) + 1)
+
+    def _kept(self, queue: ShapeQueue, now: float) -> int:
+        """Return how many tasks are left for leases that are on their way."""
+        if not queue.spread or now - queue.asked_at >= SPREAD_WAIT_S:
+            return 0
+        return min(len(queue.requests), len(queue.ready))
 
     def _trim_requests(self, queue: ShapeQueue) -> None:
         while len(queue.requests) > len(queue.ready):
@@ -254,7 +278,8 @@ class Submission:
 
     def may_offer(self, lease: Lease) -> bool:
         """Whether a user thread may send a task on the lease: nothing is there, and nothing waits for it."""
-        return not (lease.in_flight or lease.wanted or lease.dead or lease.queue.ready) and lease.key in self.leases
+        queue = lease.queue
+        return not (lease.in_flight or lease.wanted or lease.dead or queue.ready or queue.spread) and lease.key in self.leases
 
     def _is_idle(self, lease: Lease) -> bool:
         return not lease.in_flight and self.effects.withdraw(lease)
@@ -303,7 +328,11 @@ class Submission:
         """Return idle leases and take back tasks queued behind a slow one. True while time matters."""
         for lease in list(self.leases.values()):
             if not lease.in_flight:
-                over = lease.wanted or lease.dead or (not lease.queue.ready and now - lease.idle_since >= self.settings.lease_linger_s)
+                queue = lease.queue
+                if queue.spread and queue.ready and not (lease.wanted or lease.dead):
+                    self.pump(queue, now)  # those that were kept
+                    continue
+                over = lease.wanted or lease.dead or (not queue.ready and now - lease.idle_since >= self.settings.lease_linger_s)
                 if over and self._is_idle(lease):
                     self._give_back(lease)
             elif len(lease.in_flight) > 1 and not lease.asked_back and now - lease.last_progress >= STALL_S:
@@ -319,8 +348,9 @@ class Submission:
         return any(len(lease.in_flight) != 1 for lease in self.leases.values())
 
     def settle(self, lease: Lease) -> None:
-        """After replies: return a lease that is wanted or dying and has nothing in flight."""
-        if (lease.wanted or lease.dead) and lease.key in self.leases and self._is_idle(lease):
+        """After replies: return a lease that is wanted, dying or of a SPREAD shape that waits for nothing, and has nothing in flight."""
+        over = lease.wanted or lease.dead or (lease.queue.spread and not lease.queue.ready)
+        if over and lease.key in self.leases and self._is_idle(lease):
             self._give_back(lease)
 
     def _give_back(self, lease: Lease) -> None:
@@ -359,3 +389,7 @@ class Submission:
 
 def _load(lease: Lease) -> int:
     return len(lease.in_flight)
+
+
+def _turns(lease: Lease) -> tuple[int, int]:
+    return len(lease.in_flight), lease.pushed
