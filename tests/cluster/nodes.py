@@ -7,15 +7,19 @@ import secrets
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from shoal._base import runtime as holder
+from shoal._base.processes import is_running
 from shoal._base.settings import read_environment
 from shoal._core.api.job import job_record
 from shoal._core.process.options import ControlOptions, HeadOptions
-from shoal._core.process.start import HeadProcess, start_control_store, start_head
+from shoal._core.process.start import HeadProcess, restart_control_store, start_control_store, start_head
 from shoal._core.worker.driver import connect_driver
 from shoal.testing.leaks import leak_check
+from shoal.testing.session_processes import kill
+from shoal.testing.waiting import wait_for
 
 STORE_BYTES = 80 << 20
 
@@ -33,15 +37,36 @@ class Nodes:
     def id_of(self, index: int) -> str:
         return self.nodes[index].ready.node_id
 
+    @property
+    def control_pid(self) -> int:
+        """Of the control store that runs now; 0 between two."""
+        record = self.control.session.read_record()
+        return record.pid if record is not None and is_running(record.pid, record.start_time) else 0
+
+    def kill_control(self) -> int:
+        """SIGKILL the control store; return its pid. The first node starts it again, if ``keep_control``."""
+        pid: int = wait_for(lambda: self.control_pid, 30, "the control store")
+        kill(pid)
+        return pid
+
+    def restart_control(self) -> None:
+        """Start the control store, which was killed, again."""
+        restart_control_store(self.control.ready.session_dir)
+
     def kill(self, index: int) -> None:
         """SIGKILL the node's process; its template cleans up."""
         os.kill(self.nodes[index].pid, signal.SIGKILL)
 
 
 @contextmanager
-def many_nodes(count: int = 3, num_cpus: int = 2) -> Iterator[Nodes]:
-    """Start nodes, connect this process as a driver of the first, end all of it, and check that nothing is left."""
-    settings, token = read_environment(), secrets.token_bytes(32)
+def many_nodes(count: int = 3, num_cpus: int = 2, *, keep_control: bool = False, **settings_of: Any) -> Iterator[Nodes]:
+    """Start nodes, connect this process as a driver of the first, end all of it, and check that nothing is left.
+
+    Args:
+        keep_control: the first node starts a control store that died again.
+        settings_of: fields of the settings.
+    """
+    settings, token = replace(read_environment(), **settings_of), secrets.token_bytes(32)
     record = job_record(job_config=None, namespace="tests", runtime_env=None, logging_config=None, environ=os.environ)
     with leak_check():
         control = start_control_store(ControlOptions(settings=settings), token)
@@ -51,6 +76,7 @@ def many_nodes(count: int = 3, num_cpus: int = 2) -> Iterator[Nodes]:
                 options = HeadOptions(
                     num_cpus=num_cpus, num_gpus=0, resources={f"n{index}": 1}, object_store_bytes=STORE_BYTES, settings=settings,
                     control_address=control.ready.control_address, listen="tcp:127.0.0.1:0",
+                    control_session_dir=control.ready.session_dir if keep_control and index == 0 else "",
                 )  # fmt: skip
                 nodes.append(start_head(options, token))
             first = nodes[0].ready
