@@ -176,6 +176,8 @@ class Cluster:
             control = ControlOptions(listen=f"tcp:{options.node_ip}:0", temp_dir=options.temp_dir, settings=self._settings)
             self._control_store = start_control_store(control, self._token)
         options.control_address, options.is_head = self._control_address, self.head_node is None
+        if options.is_head:
+            options.control_session_dir = self._control_store.ready.session_dir
         process = start_head(options, self._token, env_vars=env_vars)
         node = ClusterNode(process, head=options.is_head)
         if node.head:

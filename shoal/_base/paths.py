@@ -17,6 +17,8 @@ CONTROL_SOCKET = "control.sock"
 HANDOVER_SOCKET = "handover.sock"
 TOKEN_FILE = "token"
 TABLES_FILE = "tables.sqlite"
+#: How a control store was started, so that it can be started again.
+CONTROL_FILE = "control_store.json"
 LOGS = "logs"
 SPILL = "spill"
 RECORD_FILE = "session.json"

@@ -49,6 +49,12 @@ class Settings:
     start_timeout_s: float = 30.0
     #: Seconds that a killed owner's stored objects wait for their holders to ask for them.
     adoption_grace_s: float = 5.0
+    #: Seconds without a heartbeat after which a node is declared dead, and its agent looks for a new way to the control store.
+    node_timeout_s: float = 10.0
+    #: Seconds that a control store which was started again waits for the nodes it knew.
+    node_return_s: float = 10.0
+    #: Seconds that a driver's request waits for a lost control store; Ray's name: RAY_gcs_rpc_server_reconnect_timeout_s.
+    control_store_timeout_s: float = 60.0
     #: Finished jobs and dead actors remembered for error messages and listings.
     history_limit: int = 1000
     #: Default of ``max_retries``; Ray's name: RAY_TASK_MAX_RETRIES.
@@ -99,6 +105,7 @@ _KNOWN_AS = {
     "logger_level": "RAY_LOGGER_LEVEL",
     "log_rotate_bytes": "RAY_ROTATION_MAX_BYTES",
     "auto_init": "RAY_ENABLE_AUTO_CONNECT",
+    "control_store_timeout_s": "RAY_gcs_rpc_server_reconnect_timeout_s",
     "hide_unassigned_devices": "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
 }
 #: Variables in another unit than their field, and what one of theirs is.

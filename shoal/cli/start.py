@@ -70,7 +70,7 @@ def _start_head(node_ip: str, port: int, options: HeadOptions) -> SessionRecord:
         ControlOptions(listen=str(TcpAddress(node_ip, port)), temp_dir=options.temp_dir, settings=options.settings), token, daemon=True
     )
     try:
-        options.control_address = control.ready.control_address
+        options.control_address, options.control_session_dir = control.ready.control_address, control.ready.session_dir
         node = start_head(options, token, daemon=True)
     except BaseException:
         control.stop()

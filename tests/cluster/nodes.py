@@ -7,15 +7,19 @@ import secrets
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from shoal._base import runtime as holder
 from shoal._base.settings import Settings, read_environment
 from shoal._core.api.job import job_record
 from shoal._core.process.options import ControlOptions, HeadOptions
-from shoal._core.process.start import HeadProcess, start_control_store, start_head
+from shoal._core.process.session import read_record
+from shoal._core.process.start import HeadProcess, restart_control_store, start_control_store, start_head
 from shoal._core.worker.driver import connect_driver
 from shoal.testing.leaks import leak_check
+from shoal.testing.session_processes import kill
+from shoal.testing.waiting import wait_for
 
 STORE_BYTES = 80 << 20
 
@@ -29,12 +33,13 @@ class Nodes:
     settings: Settings
     token: bytes
 
-    def add(self, num_cpus: int = 2, *, labels: dict[str, str] | None = None, **resources: float) -> str:
+    def add(self, num_cpus: int = 2, *, labels: dict[str, str] | None = None, keep_control: bool = False, **resources: float) -> str:
         """Start one more node; return its id."""
         options = HeadOptions(
             num_cpus=num_cpus, num_gpus=0, resources={f"n{len(self.nodes)}": 1, **resources}, labels=labels or {},
             object_store_bytes=STORE_BYTES, settings=self.settings,
             control_address=self.control.ready.control_address, listen="tcp:127.0.0.1:0",
+            control_session_dir=self.control.ready.session_dir if keep_control else "", is_head=not self.nodes,
         )  # fmt: skip
         self.nodes.append(start_head(options, self.token))
         return self.id_of(len(self.nodes) - 1)
@@ -45,22 +50,45 @@ class Nodes:
     def id_of(self, index: int) -> str:
         return self.nodes[index].ready.node_id
 
+    @property
+    def control_pid(self) -> int:
+        """Of the control store that runs now; 0 between two."""
+        record = read_record(self.control.session.directory)
+        return record.pid if record is not None and record.is_running() else 0
+
+    def kill_control(self) -> int:
+        """SIGKILL the control store; return its pid. The first node starts it again, if ``keep_control``."""
+        pid: int = wait_for(lambda: self.control_pid, 30, "the control store")
+        kill(pid)
+        return pid
+
+    def restart_control(self) -> None:
+        """Start the control store, which was killed, again."""
+        restart_control_store(self.control.ready.session_dir)
+
     def kill(self, index: int) -> None:
         """SIGKILL the node's process; its template cleans up."""
         os.kill(self.nodes[index].pid, signal.SIGKILL)
 
 
 @contextmanager
-def many_nodes(count: int = 3, num_cpus: int = 2, labels: Sequence[dict[str, str]] = ()) -> Iterator[Nodes]:
-    """Start nodes, connect this process as a driver of the first, end all of it, and check that nothing is left."""
-    settings, token = read_environment(), secrets.token_bytes(32)
+def many_nodes(
+    count: int = 3, num_cpus: int = 2, labels: Sequence[dict[str, str]] = (), *, keep_control: bool = False, **settings_of: Any
+) -> Iterator[Nodes]:
+    """Start nodes, connect this process as a driver of the first, end all of it, and check that nothing is left.
+
+    Args:
+        keep_control: the first node starts a control store that died again.
+        settings_of: fields of the settings.
+    """
+    settings, token = replace(read_environment(), **settings_of), secrets.token_bytes(32)
     record = job_record(job_config=None, namespace="tests", runtime_env=None, logging_config=None, environ=os.environ)
     with leak_check():
         control = start_control_store(ControlOptions(settings=settings), token)
         cluster = Nodes(control, [], settings, token)
         try:
             for index in range(count):
-                cluster.add(num_cpus, labels=labels[index] if labels else None)
+                cluster.add(num_cpus, labels=labels[index] if labels else None, keep_control=keep_control and index == 0)
             first = cluster.nodes[0].ready
             runtime = connect_driver(
                 agent_address=first.agent_address, control_address=first.control_address, session_dir=first.session_dir, token=token,

@@ -71,6 +71,11 @@ asyncio.run(main())
 """
 
 
+def replace_worker(name: bytes) -> Address:
+    """Return the address of another driver."""
+    return Address(name.ljust(28, b"\0"), DRIVER.node_id, DRIVER.address)
+
+
 async def serve(storage: Storage, settings: Settings, *agents: ScriptedAgent) -> tuple[ControlStore, Connection, list[Any]]:
     """Start a control store that has read its tables back; return it with a client and what the client is told."""
     loop = asyncio.get_running_loop()
@@ -111,7 +116,9 @@ def test_a_killed_control_store_loses_nothing_that_it_acknowledged(tmp_path: Pat
             found = (await client.request(GetNamedActor(0, f"a{n}", "ns"))).spec
             assert found.actor_id == n.to_bytes(12, "big") + job_id
         assert (await client.request(GetJob(0, job_id))).config.cwd == "/"
-        again = (await client.request(RegisterJob(0, DRIVER, 1, "ns", "x", CONFIG))).job_id
+        assert (await client.request(RegisterJob(0, DRIVER, 1, "ns", "x", CONFIG))).job_id == job_id, "the same driver"
+        other = replace_worker(b"another")
+        again = (await client.request(RegisterJob(0, other, 1, "ns", "x", CONFIG))).job_id
         assert int.from_bytes(again, "big") == int.from_bytes(job_id, "big") + 1
         assert store.statistics().functions.functions == 1
         await until(lambda: store.statistics().actors.pending == 0)
@@ -183,11 +190,12 @@ def test_twenty_thousand_of_everything_leave_small_tables(tmp_path: Path):
         store, client, told = await serve(storage, replace(Settings(), history_limit=limit), agent)
 
         async def one(number: int) -> None:
-            job_id = (await client.request(RegisterJob(0, DRIVER, 1, "ns", "x", CONFIG))).job_id
+            driver = replace_worker(b"%d" % number)
+            job_id = (await client.request(RegisterJob(0, driver, 1, "ns", "x", CONFIG))).job_id
             client.send(PutFunction(number.to_bytes(28, "big"), job_id, b"x" * 200))
             actor_id = number.to_bytes(12, "big") + job_id
             detached = number % 3 == 0
-            spec = ActorSpec(actor_id, job_id, DRIVER, b"f", "C", b"x" * 200, [], Shape(job_id), f"a{number}", "ns", detached)
+            spec = ActorSpec(actor_id, job_id, driver, b"f", "C", b"x" * 200, [], Shape(job_id), f"a{number}", "ns", detached)
             await client.request(CreateActor(0, spec))
             client.send(SubscribeActor(actor_id))
             if number % 2:

@@ -18,11 +18,12 @@ from shoal._core.wire.messages import ActorSpec, Address, Cause, Shape
 JOB, OTHER_JOB = b"\0\0\0\1", b"\0\0\0\2"
 A, B, C = (name * 12 + JOB for name in (b"a", b"b", b"c"))
 N1, N2 = b"node1", b"node2"
+HOME = b"home".ljust(28, b"\0")
 CRASH = Cause("worker_exit", signal=9)
 
 
 def spec(actor_id: bytes, **fields: Any) -> ActorSpec:
-    owner = fields.pop("owner", Address(b"driver", N1, "memory:driver"))
+    owner = fields.pop("owner", Address(b"driver", HOME, "memory:driver"))
     shape = fields.pop("shape", Shape(JOB))
     return ActorSpec(actor_id, fields.pop("job_id", JOB), owner, b"class", "Counter", b"args", [], shape, namespace="ns", **fields)
 
@@ -273,7 +274,8 @@ def test_rows_bring_everything_back(table: ActorTable):
     specs = [(actor.spec.actor_id, encode(actor.spec)) for actor in table.actors()]
     rows = [(actor.spec.actor_id, actor.row()) for actor in table.actors()]
     fresh = ActorTable(history_limit=10)
-    assert short(fresh.load(specs, rows)) == [PlaceActor(B), StartOn(N1, C, 0)]
+    assert short(fresh.load(specs, rows)) == [PlaceActor(B)]
+    assert short(fresh.node_back(N1, [(A, 0), (B, 0)])) == [("stop", N1, B, False, "killed"), StartOn(N1, C, 0)]
     assert fresh.named("ns", "it") == table.named("ns", "it")
     assert fresh.statistics() == table.statistics()
     fresh.check()

@@ -205,7 +205,8 @@ def test_a_saved_decision_is_carried_out_after_a_restart():
     assert isinstance(change, Change)
     assert change.value is not None
     fresh = PlacementGroupTable(nodes, 10)
-    assert short(fresh.load([(b"g", change.value)])) == [Commit(N1, b"g")]
+    fresh.load([(b"g", change.value)])
+    assert short(fresh.node_back(N1, {b"g": [0]})) == [Commit(N1, b"g")]
     assert short(fresh.committed(b"g", N1, ok=False)) == [BundlesLost(b"g")]
     assert state(fresh, b"g") == "RESCHEDULING"
     assert len(short(fresh.schedule())) == 1
@@ -213,12 +214,13 @@ def test_a_saved_decision_is_carried_out_after_a_restart():
     record = groups.get(b"g")
     assert record is not None
     record.state = "CREATED"
-    assert short(created.load([(b"g", encode(record))])) == []
+    created.load([(b"g", encode(record))])
+    assert short(created.node_back(N1, {b"g": [0], b"h": [1]})) == [Release(N1, b"h")]
     created.check()
 
 
 class GroupMachine(stateful.RuleBasedStateMachine):
-    """Three nodes with two CPUs that answer in any order, sometimes no, and sometimes die and come back empty."""
+    """Three nodes with two CPUs that answer in any order, sometimes no, and sometimes die, are cut off, or the control store restarts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,10 +230,15 @@ class GroupMachine(stateful.RuleBasedStateMachine):
         #: Node -> group -> bundle -> committed.
         self.held: dict[bytes, dict[bytes, dict[int, bool]]] = {}
         self.settled: set[bytes] = set()
-        for node_id in (N1, N2, N3):
-            self.join(node_id)
+        #: What is on disk.
+        self.rows: dict[bytes, bytes] = {}
+        self.joined = 0
+        for _ in range(3):
+            self.join()
 
-    def join(self, node_id: bytes) -> None:
+    def join(self) -> None:
+        self.joined += 1
+        node_id = b"node%d" % self.joined
         self.held[node_id] = {}
         self.nodes.joined(node(node_id))
 
@@ -243,6 +250,10 @@ class GroupMachine(stateful.RuleBasedStateMachine):
                     self.questions.append(one)
                 case GroupSettled():
                     self.settled.add(one.group_id)
+                case Change():
+                    self.rows[one.key] = one.value
+                    if one.value is None:
+                        del self.rows[one.key]
                 case _:
                     pass
 
@@ -266,33 +277,74 @@ class GroupMachine(stateful.RuleBasedStateMachine):
         node_id = sorted({question.node_id for question in self.questions})[index % len({q.node_id for q in self.questions})]
         question = next(q for q in self.questions if q.node_id == node_id)  # a node answers in order
         self.questions.remove(question)
-        held = self.held[node_id]
+        ok = self.carry_out(question, refuse=no == 0)
         match question:
             case Prepare():
-                ok = no > 0 and len(question.bundles) <= self.free(node_id)
-                if ok:
-                    held.setdefault(question.group_id, {}).update(dict.fromkeys(question.bundles, False))
                 self.perform(self.groups.prepared(question.group_id, node_id, ok=ok))
             case Commit():
-                bundles = held[question.group_id]
-                held[question.group_id] = dict.fromkeys(bundles, True)
-                self.perform(self.groups.committed(question.group_id, node_id, ok=True))
+                self.perform(self.groups.committed(question.group_id, node_id, ok=ok))
+            case Release():
+                self.perform(self.groups.released(question.group_id, node_id))
+
+    def carry_out(self, question: Any, *, refuse: bool = False) -> bool:
+        """Do at the node what it is asked, and return its answer."""
+        held = self.held[question.node_id]
+        match question:
+            case Prepare():
+                new = set(question.bundles) - held.get(question.group_id, {}).keys()
+                if (refuse and new) or len(new) > self.free(question.node_id):
+                    return False
+                held.setdefault(question.group_id, {}).update(dict.fromkeys(new, False))
+            case Commit():
+                held[question.group_id] = dict.fromkeys(held[question.group_id], True)
             case Release():
                 held.pop(question.group_id, None)
-                self.perform(self.groups.released(question.group_id, node_id))
+        return True
+
+    def back(self, node_id: bytes) -> None:
+        self.nodes.joined(node(node_id))
+        self.perform(self.groups.node_back(node_id, {group_id: list(bundles) for group_id, bundles in self.held[node_id].items()}))
+
+    def lose_answers(self, node_id: bytes, done: int) -> None:
+        """The node has carried out the first of its questions, and the connection is lost."""
+        mine = [question for question in self.questions if question.node_id == node_id]
+        self.questions = [question for question in self.questions if question.node_id != node_id]
+        for question in mine[:done]:
+            self.carry_out(question)
+        self.nodes.disconnected(node_id)
+
+    @stateful.rule(index=st.integers(0, 2), done=st.integers(0, 3))
+    def cut_off_for_a_while(self, index: int, done: int) -> None:
+        node_id = sorted(self.held)[index]
+        self.lose_answers(node_id, done)
+        self.back(node_id)
+
+    @stateful.rule(done=st.integers(0, 3), order=st.permutations([0, 1, 2]))
+    def restart(self, done: int, order: list[int]) -> None:
+        """The control store dies; the nodes come back one after the other."""
+        ids = sorted(self.held)
+        for node_id in ids:
+            self.lose_answers(node_id, done)
+        self.nodes, self.groups = tables(limit=5)
+        self.nodes.load([(node_id, encode(node(node_id))) for node_id in ids])
+        self.perform(self.groups.load(list(self.rows.items())))
+        for position in order:
+            self.back(ids[position])
+            self.perform(self.groups.schedule())
 
     @stateful.rule(index=st.integers(0, 99))
     def remove(self, index: int) -> None:
         if records := self.groups.records():
             self.perform(self.groups.remove(records[index % len(records)].spec.placement_group_id))
 
-    @stateful.rule(node_id=st.sampled_from([N1, N2, N3]))
-    def lose(self, node_id: bytes) -> None:
+    @stateful.rule(index=st.integers(0, 2))
+    def lose(self, index: int) -> None:
+        node_id = sorted(self.held)[index]
         self.questions = [question for question in self.questions if question.node_id != node_id]
         del self.held[node_id]
         self.nodes.left(node_id, "gone")
         self.perform(self.groups.node_died(node_id))
-        self.join(node_id)
+        self.join()
 
     @stateful.invariant()
     def all_or_none(self) -> None:

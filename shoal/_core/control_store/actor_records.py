@@ -31,7 +31,7 @@ class Actor:
     ending: Cause | None = None
     #: A StartActor of this incarnation is not answered yet.
     starting: bool = False
-    #: The start in flight was cancelled in order to start again.
+    #: This incarnation, starting or alive, is being killed in order to start again.
     interrupted: bool = False
     #: The worker's end was reported before the answer to StartActor was handled.
     early_death: Cause | None = None
@@ -44,8 +44,11 @@ class Actor:
         return ActorUpdate(self.spec.actor_id, self.state, self.incarnation, self.address, self.cause, self.restarts_left())
 
     def row(self) -> bytes:
-        node_id, starting = self.node_id, self.starting
-        return encode(ActorRow(self.state, self.incarnation, self.restarts, node_id, starting, self.address, self.cause, self.ending))
+        row = ActorRow(
+            self.state, self.incarnation, self.restarts, self.node_id, self.starting, self.address, self.cause, self.ending,
+            self.interrupted,
+        )  # fmt: skip
+        return encode(row)
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,12 +101,12 @@ class ActorService:
         outbox.send(session.connection, Ack(message.rid))
         self._core.perform(instructions)
         why = self._core.placement.why_infeasible(freeze(spec.shape))
-        if why:
+        if why and not self._core.nodes.missing():
             outbox.send(session.connection, LeaseInfeasible(0, why))
 
     def _kill(self, session: Session, message: KillActor) -> None:
         self._core.perform(self._core.actors.kill(message.actor_id, no_restart=message.no_restart))
-        self._core.outbox.send(session.connection, Ack(message.rid))
+        self._core.answer(session, message, Ack(message.rid))
 
     def _out_of_scope(self, session: Session, message: ActorOutOfScope) -> None:
         self._core.perform(self._core.actors.out_of_scope(message.actor_id))
@@ -220,7 +220,7 @@ class ActorService:
             if error.kind in PERMANENT_FAILURES:
                 core.perform(core.actors.unschedulable(start.actor_id, error.message))
             core.perform(core.actors.start_failed(start.actor_id, start.incarnation, start.node_id))
-        # A lost connection is the end of the node, which settles all that was asked of it.
+        # A lost connection settles nothing: the node comes back and is asked again, or is declared dead.
         self._scheduling.retry_actors()
 
     def _cancel_start(self, cancel: CancelStart) -> None:

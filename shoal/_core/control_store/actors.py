@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable
+from itertools import chain
 from typing import TypeVar
 
 import msgspec
@@ -27,7 +28,7 @@ from shoal._core.wire.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, AC
 from .actor_index import ActorIndex
 from .actor_records import FINAL_CAUSES, Actor, ActorStatistics, NameTaken
 from .instructions import ActorEnded, AnnounceActor, CancelStart, ForgetPlacement, Instruction, PlaceActor, StartOn, StopOn
-from .rows import ACTOR_SPECS, ACTORS, decode_actor, decode_actor_spec, encode
+from .rows import ACTOR_SPECS, ACTORS, UNWANTED_ACTORS, decode_actor, decode_actor_spec, decode_cause, encode
 from .storage.interface import Change
 
 #: Ids remembered per entry of the history: 100 bytes against kilobytes.
@@ -83,20 +84,22 @@ class ActorTable:
 
         ``failed``: it cannot start, and is dead at once.
         """
-        if spec.actor_id in self._actors:
+        if spec.actor_id in self._actors or spec.actor_id in self._forgotten:
             return []
         if spec.name and (spec.namespace, spec.name) in self._index.names:
             raise NameTaken
         actor = self._actors[spec.actor_id] = Actor(spec)
         self._index.add(spec)
-        row = Change(ACTOR_SPECS, spec.actor_id, encode(spec))
+        rows: list[Instruction] = [Change(ACTOR_SPECS, spec.actor_id, encode(spec))]
         unwanted = self._unwanted.pop(spec.actor_id, None)
-        if unwanted is not None and not (spec.detached and unwanted.kind == "out_of_scope"):
-            return [row, *self._end([actor], failed or unwanted)]
+        if unwanted is not None:
+            rows.append(Change(UNWANTED_ACTORS, spec.actor_id, None))
+            if not (spec.detached and unwanted.kind == "out_of_scope"):
+                return [*rows, *self._end([actor], failed or unwanted)]
         failed = failed or (None if spec.detached else self._dead_owners.get(spec.owner.worker_id))
         if failed is not None:
-            return [row, *self._end([actor], failed)]
-        return [row, self._save(actor), AnnounceActor(actor.update()), PlaceActor(spec.actor_id)]
+            return [*rows, *self._end([actor], failed)]
+        return [*rows, self._save(actor), AnnounceActor(actor.update()), PlaceActor(spec.actor_id)]
 
     def kill(self, actor_id: bytes, *, no_restart: bool) -> list[Instruction]:
         """End the actor's process; ``no_restart`` False lets it start again if it may. Dead: nothing."""
@@ -108,12 +111,12 @@ class ActorTable:
             return []
         if no_restart or actor.ending is not None or actor.restarts_left() == 0:
             return self._end([actor], cause)
-        if actor.state == ACTOR_ALIVE:
-            return [StopOn(actor.node_id, actor_id, False, cause)]
-        if actor.starting and not actor.interrupted:
-            actor.interrupted = True
-            return [CancelStart(actor.node_id, actor_id)]
-        return []
+        if actor.interrupted or not actor.node_id:
+            return []
+        actor.interrupted = True
+        if actor.starting:
+            return [self._save(actor), CancelStart(actor.node_id, actor_id)]
+        return [self._save(actor), StopOn(actor.node_id, actor_id, False, cause)]
 
     def out_of_scope(self, actor_id: bytes) -> list[Instruction]:
         """No handle is left: end after the calls that have arrived; an actor that does not live yet never will."""
@@ -149,10 +152,12 @@ class ActorTable:
     def started(self, actor_id: bytes, incarnation: int, node_id: bytes, address: Address | None, cause: Cause | None) -> list[Instruction]:
         """The agent's answer to StartActor: ``__init__`` is done, or ``cause`` says why not."""
         actor = self._actors.get(actor_id)
-        if actor is None or not actor.starting or actor.incarnation != incarnation or actor.node_id != node_id:
-            return [] if cause else [StopOn(node_id, actor_id, False, Cause("killed", "It is not wanted any more."))]
+        is_current = actor is not None and (actor.incarnation, actor.node_id) == (incarnation, node_id)
+        if actor is None or not actor.starting or not is_current:
+            lives = is_current and actor is not None and actor.state == ACTOR_ALIVE  # asked twice, answered twice
+            return [] if cause or lives else [StopOn(node_id, actor_id, False, Cause("killed", "It is not wanted any more."))]
         early, actor.early_death = actor.early_death, None
-        interrupted, actor.interrupted, actor.starting = actor.interrupted, False, False
+        interrupted, actor.starting = actor.interrupted, False
         if actor.state == ACTOR_DEAD:
             self._leave_node(actor)
             unwanted = cause is None and early is None
@@ -173,7 +178,7 @@ class ActorTable:
         if actor is None or not actor.starting or actor.incarnation != incarnation or actor.node_id != node_id:
             return []
         interrupted = actor.interrupted
-        actor.starting = actor.interrupted = False
+        actor.starting = False
         actor.early_death = None
         self._leave_node(actor)
         if interrupted:
@@ -195,12 +200,37 @@ class ActorTable:
         instructions: list[Instruction] = []
         for actor_id in sorted(self._index.by_node.get(node_id, ())):
             actor = self._actors[actor_id]
-            actor.starting = actor.interrupted = False
+            actor.starting = False
             actor.early_death = None
             if actor.state == ACTOR_DEAD:
                 self._leave_node(actor)
             else:
                 instructions += self._worker_ended(actor, cause)
+        orphans = [
+            actor for actor in self._living(chain.from_iterable(self._index.by_owner.values())) if actor.spec.owner.node_id == node_id
+        ]
+        return instructions + self._end(orphans, Cause("owner_died", f"The process that created it has ended. {cause.message}"))
+
+    def node_back(self, node_id: bytes, hosted: Iterable[tuple[bytes, int]]) -> list[Instruction]:
+        """The agent is connected again; what was asked of it may have been lost, and it holds these incarnations."""
+        instructions: list[Instruction] = []
+        for actor_id, incarnation in hosted:
+            actor = self._actors.get(actor_id)
+            if actor is None or actor.state == ACTOR_DEAD or (actor.node_id, actor.incarnation) != (node_id, incarnation):
+                instructions.append(StopOn(node_id, actor_id, False, Cause("killed", "It is not wanted any more.")))
+        for actor_id in sorted(self._index.by_node.get(node_id, ())):
+            actor = self._actors[actor_id]
+            if actor.state == ACTOR_DEAD:  # if its start has come there, the agent holds it, and was told above
+                actor.starting = False
+                self._leave_node(actor)
+            elif actor.starting:
+                instructions.append(StartOn(node_id, actor_id, actor.incarnation))
+                if actor.interrupted:
+                    instructions.append(CancelStart(node_id, actor_id))
+            elif actor.state == ACTOR_ALIVE and actor.ending is not None:
+                instructions.append(StopOn(node_id, actor_id, True, actor.ending))
+            elif actor.state == ACTOR_ALIVE and actor.interrupted:
+                instructions.append(StopOn(node_id, actor_id, False, Cause("killed", "It was killed by shoal.kill().")))
         return instructions
 
     # --- the end of what an actor belongs to
@@ -230,8 +260,14 @@ class ActorTable:
 
     # --- restart
 
-    def load(self, specs: Iterable[tuple[bytes, bytes]], rows: Iterable[tuple[bytes, bytes]]) -> list[Instruction]:
-        """Read back. Those that wait for a node are placed anew; a start in flight is asked for again at the same node."""
+    def load(
+        self,
+        specs: Iterable[tuple[bytes, bytes]],
+        rows: Iterable[tuple[bytes, bytes]],
+        unwanted: Iterable[tuple[bytes, bytes]] = (),
+    ) -> list[Instruction]:
+        """Read back. Those that wait for a node are placed anew; a start in flight is asked for again when its node is back."""
+        self._unwanted.update((actor_id, decode_cause(value)) for actor_id, value in unwanted)
         states = {actor_id: decode_actor(value) for actor_id, value in rows}
         instructions: list[Instruction] = []
         for actor_id, value in specs:
@@ -248,10 +284,8 @@ class ActorTable:
                 self._index.free_name(actor.spec)
             if actor.node_id:
                 self._index.by_node.setdefault(actor.node_id, set()).add(actor_id)
-            actor.starting = row.starting
-            if row.starting:
-                instructions.append(StartOn(actor.node_id, actor_id, actor.incarnation))
-            elif actor.state != ACTOR_ALIVE:
+            actor.starting, actor.interrupted = row.starting, row.interrupted
+            if not row.starting and actor.state != ACTOR_ALIVE:
                 instructions.append(PlaceActor(actor_id))
         return instructions + self._drop_oldest()
 
@@ -271,7 +305,8 @@ class ActorTable:
             assert not (actor.starting and actor.state == ACTOR_ALIVE), "two incarnations"
             assert bool(actor.node_id) == (actor.starting or actor.state == ACTOR_ALIVE)
             assert (actor_id in self._index.by_node.get(actor.node_id, ())) == bool(actor.node_id)
-            assert actor.starting or not (actor.interrupted or actor.early_death)
+            assert actor.starting or not actor.early_death
+            assert actor.node_id or not actor.interrupted
 
     # --- private
 
@@ -341,23 +376,23 @@ class ActorTable:
         return instructions
 
     def _remember_unwanted(self, actor_id: bytes, cause: Cause) -> list[Instruction]:
-        if actor_id not in self._forgotten:
-            _remember(self._unwanted, actor_id, cause, self._history_limit)
-        return []
+        if actor_id in self._forgotten:
+            return []
+        gone = _remember(self._unwanted, actor_id, cause, self._history_limit)
+        return [Change(UNWANTED_ACTORS, actor_id, encode(cause)), *(Change(UNWANTED_ACTORS, oldest, None) for oldest in gone)]
 
     def _leave_node(self, actor: Actor) -> None:
         self._index.leave_node(actor.spec.actor_id, actor.node_id)
-        actor.node_id = b""
+        actor.node_id, actor.interrupted = b"", False
 
     def _save(self, actor: Actor) -> Change:
         return Change(ACTORS, actor.spec.actor_id, actor.row())
 
 
-def _remember(memory: OrderedDict[bytes, T], actor_id: bytes, what: T, limit: int) -> None:
-    """Add to a memory that forgets the oldest."""
+def _remember(memory: OrderedDict[bytes, T], actor_id: bytes, what: T, limit: int) -> list[bytes]:
+    """Add to a memory that forgets the oldest; return those."""
     memory[actor_id] = what
-    while len(memory) > limit:
-        memory.popitem(last=False)
+    return [memory.popitem(last=False)[0] for _ in range(len(memory) - limit)]
 
 
 def _erase(actor_id: bytes) -> list[Instruction]:

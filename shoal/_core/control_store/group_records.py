@@ -31,6 +31,10 @@ class Group:
     #: ``PlacementGroupTable.changes`` when the attempt began.
     attempt_at: int = 0
     passed: int = 0
+    #: Nodes that hold bundles from an attempt before a restart, and are told to give them back.
+    in_vain: set[bytes] = field(default_factory=set)
+    #: Read back with bundles to place again: a node that is not back yet may hold some from an attempt that is forgotten.
+    was_interrupted: bool = False
     #: Attempts in a row that a node refused although its figures said yes.
     refusals: int = 0
 

@@ -86,7 +86,10 @@ class JobService:
         for rid in list(self._waiting.get(session.connection, ())):
             self.cancel(session, CancelRequest(rid))
         for job_id in sorted(session.jobs):
-            self.finish(job_id)
+            row = self._core.jobs.get(job_id)
+            # A lost connection is not the end of the driver: the agent of its node tells of that, if there is one.
+            if row is not None and self._core.nodes.get(row.driver.node_id) is None:
+                self.finish(job_id)
 
     def cancel(self, session: Session, message: CancelRequest) -> None:
         connection = session.connection
@@ -102,9 +105,14 @@ class JobService:
     def _register_job(self, session: Session, message: RegisterJob) -> None:
         row, changes = self._core.jobs.register(message, self._core.clock())
         self._core.perform(changes)
+        if not row.running:
+            text = f"Job {row.job_id.hex()} is over: this driver, or its node, was declared dead. Start the driver again."
+            self._core.outbox.fail(session.connection, message.rid, "RaySystemError", text)
+            return
         session.jobs.add(row.job_id)
         self._core.outbox.send(session.connection, JobRegistered(message.rid, row.job_id))
-        self._publish(row.job_id)
+        if changes:
+            self._publish(row.job_id)
 
     def _get_job(self, session: Session, message: GetJob) -> None:
         row = self._core.jobs.get(message.job_id)
@@ -152,7 +160,7 @@ class JobService:
     def _kv_put(self, session: Session, message: KvPut) -> None:
         added, changes = self._core.key_values.put(message.namespace, message.key, message.value, message.overwrite)
         self._core.perform(changes)
-        self._core.outbox.send(session.connection, KvValue(message.rid, b"1" if added else b""))
+        self._core.answer(session, message, KvValue(message.rid, b"1" if added else b""))
 
     def _kv_get(self, session: Session, message: KvGet) -> None:
         self._core.outbox.send(session.connection, KvValue(message.rid, self._core.key_values.get(message.namespace, message.key)))
@@ -160,7 +168,7 @@ class JobService:
     def _kv_delete(self, session: Session, message: KvDelete) -> None:
         deleted, changes = self._core.key_values.delete(message.namespace, message.key)
         self._core.perform(changes)
-        self._core.outbox.send(session.connection, KvValue(message.rid, b"1" if deleted else b""))
+        self._core.answer(session, message, KvValue(message.rid, b"1" if deleted else b""))
 
     def _kv_keys(self, session: Session, message: KvKeys) -> None:
         self._core.outbox.send(session.connection, KvKeyList(message.rid, self._core.key_values.keys(message.namespace, message.prefix)))

@@ -31,13 +31,16 @@ class JobTable:
         self._history_limit = history_limit
         self._next = 1
         self._jobs: dict[bytes, JobRow] = {}
-        #: Worker id of the driver -> job, for running jobs.
+        #: Worker id of the driver -> job, the finished ones too.
         self._by_driver: dict[bytes, bytes] = {}
         #: Finished jobs that nothing needs any more, oldest first. The rest of the finished ones has live detached actors.
         self._history: deque[bytes] = deque()
 
     def register(self, message: RegisterJob, now: float) -> tuple[JobRow, list[Instruction]]:
-        """Give the job the next number; numbers are never used twice, also across restarts."""
+        """Give the job the next number; numbers are never used twice, also across restarts. A driver that is known has its job."""
+        known = self._by_driver.get(message.driver.worker_id)
+        if known is not None:
+            return self._jobs[known], []
         job_id = self._next.to_bytes(JOB_BYTES, "big")
         self._next += 1
         row = JobRow(job_id, message.driver, message.pid, message.namespace, message.entrypoint, message.config, now)
@@ -57,7 +60,12 @@ class JobTable:
 
     def driven_by(self, worker_id: bytes) -> bytes | None:
         """Return the running job of this driver."""
-        return self._by_driver.get(worker_id)
+        job_id = self._by_driver.get(worker_id)
+        return job_id if job_id is not None and self.running(job_id) else None
+
+    def of_node(self, node_id: bytes) -> list[bytes]:
+        """Return the running jobs whose drivers are on this node."""
+        return [job_id for job_id, row in self._jobs.items() if row.running and row.driver.node_id == node_id]
 
     def finish(self, job_id: bytes, now: float, *, keep: bool) -> list[Instruction]:
         """The driver is gone. ``keep``: detached actors live on and their workers will ask for the job's settings."""
@@ -65,7 +73,6 @@ class JobTable:
         if row is None or not row.running:
             return []
         row.finished_at = now
-        self._by_driver.pop(row.driver.worker_id, None)
         if not keep:
             return self.let_go(job_id)
         return [Change(JOBS, job_id, encode(row))]
@@ -81,7 +88,7 @@ class JobTable:
         changes: list[Instruction] = [Change(JOBS, job_id, encode(row))]
         while len(self._history) > self._history_limit:
             oldest = self._history.popleft()
-            del self._jobs[oldest]
+            del self._by_driver[self._jobs.pop(oldest).driver.worker_id]
             changes.append(Change(JOBS, oldest, None))
         return changes
 
@@ -91,8 +98,7 @@ class JobTable:
             self._next = msgspec.msgpack.decode(next_job, type=int)
         for job_id, value in rows:
             row = self._jobs[job_id] = decode_job(value)
-            if row.running:
-                self._by_driver[row.driver.worker_id] = job_id
+            self._by_driver[row.driver.worker_id] = job_id
         finished = (row for row in self._jobs.values() if not row.running and row.job_id not in kept)
         self._history.extend(row.job_id for row in sorted(finished, key=lambda row: row.finished_at))
 
@@ -105,5 +111,5 @@ class JobTable:
         assert len(self._history) <= self._history_limit
         assert len(set(self._history)) == len(self._history)
         assert all(not self._jobs[job_id].running for job_id in self._history)
-        assert all(self._jobs[job_id].running for job_id in self._by_driver.values())
+        assert {row.driver.worker_id: job_id for job_id, row in self._jobs.items()} == self._by_driver
         assert all(int.from_bytes(job_id, "big") < self._next for job_id in self._jobs)

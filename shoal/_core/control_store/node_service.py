@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Awaitable, Callable
 
 from shoal._core.wire.messages import (
     Ack,
     Cause,
     ClusterChanged,
+    JobFinished,
     ListNodes,
     Message,
     NodeList,
@@ -22,6 +25,11 @@ from .job_service import JobService
 from .rows import encode
 from .scheduling_service import SchedulingService
 
+log = logging.getLogger("shoal.control_store")
+
+#: Tells whether nobody listens at this endpoint any more.
+Probe = Callable[[str], Awaitable[bool]]
+
 #: Seconds between two words to the node agents about the resources of the others.
 VIEW_S = 0.1
 #: Ends in good order of processes that nobody wanted to end: what they created lives on until its job ends.
@@ -29,13 +37,16 @@ RETIREMENTS = frozenset({"idle", "max_calls", "retired"})
 
 
 class NodeService:
-    def __init__(self, core: Core, jobs: JobService, scheduling: SchedulingService) -> None:
+    def __init__(self, core: Core, jobs: JobService, scheduling: SchedulingService, probe: Probe | None) -> None:
         self._core = core
         self._jobs = jobs
         self._scheduling = scheduling
         #: Nodes of which the other agents do not know the newest.
         self._changed: set[bytes] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._probe = probe
+        self._probing: set[asyncio.Task[None]] = set()
+        self._looking = False
 
     def handlers(self) -> dict[type[Message], Handler]:
         return {
@@ -43,25 +54,72 @@ class NodeService:
             ListNodes: self._list, WorkerDied: self._worker_died,
         }  # fmt: skip
 
+    def started(self) -> None:
+        """The tables were read back."""
+        self._look_later()
+
     def disconnected(self, session: Session) -> None:
-        node_id = session.node_id
-        if node_id and self._core.agents.get(node_id) is session.connection:
+        node_id, core = session.node_id, self._core
+        if not node_id or core.agents.get(node_id) is not session.connection:
+            return
+        del core.agents[node_id]
+        core.nodes.disconnected(node_id)
+        node = core.nodes.get(node_id)
+        assert node is not None
+        if self._probe is None or not node.record.endpoint:
             self._node_died(node_id, "The connection to its node agent was lost.")
+        else:
+            task = core.loop.create_task(self._see_whether_it_lives(self._probe, node_id, node.record.endpoint))
+            self._probing.add(task)
+            task.add_done_callback(self._probing.discard)
+
+    async def _see_whether_it_lives(self, probe: Probe, node_id: bytes, endpoint: str) -> None:
+        """Nobody at its port: it is dead at once. Anything else is left to its silence."""
+        if await probe(endpoint) and node_id not in self._core.agents and self._core.nodes.get(node_id) is not None:
+            self._node_died(node_id, "The connection to its node agent was lost, and nobody listens at its port.")
+
+    def _look_later(self) -> None:
+        """Look at who is silent, for as long as there is somebody to look at."""
+        silence = self._core.nodes.silence
+        if not self._looking and silence:
+            self._looking = True
+            self._core.loop.call_later(silence.look_s, self._look)
+
+    def _look(self) -> None:
+        self._looking = False
+        silence = self._core.nodes.silence
+        for node_id in silence.look(self._core.loop.time()):
+            self._node_died(node_id, "Its node agent has not been heard of for too long: its machine, or the network, is down.")
+        self._look_later()
 
     def _register(self, session: Session, message: RegisterNode) -> None:
         core, record = self._core, message.node
-        if record.node_id in core.agents:
-            self._node_died(record.node_id, "It registered again.")
-        session.node_id = record.node_id
-        core.agents[record.node_id] = session.connection
-        core.perform(core.nodes.joined(record))
+        node_id = record.node_id
+        if core.nodes.is_over(node_id, known=message.known):
+            text = (
+                f"Node {node_id.hex()} was declared dead, and its work was given to others. It ends what it has and joins under a new id."
+            )
+            core.outbox.fail(session.connection, message.rid, "NodeDiedError", text)
+            return
+        before = core.agents.get(node_id)
+        if before is not None and before is not session.connection:
+            before.tag.node_id = b""
+            before.abort()
+        session.node_id = node_id
+        core.agents[node_id] = session.connection
+        core.perform(core.nodes.joined(record, core.loop.time()))
         core.outbox.send(session.connection, Ack(message.rid))
-        others = [known for known in core.nodes.records() if known.alive and known.node_id != record.node_id]
-        if others:
-            core.outbox.send(session.connection, NodesChanged(others))
-        self._tell_others(record.node_id)
-        core.publish("nodes", record.node_id, encode(record))
-        core.unpark(record.node_id)
+        others = [known for known in core.nodes.records() if known.alive and known.node_id != node_id]
+        if others or message.known:
+            core.outbox.send(session.connection, NodesChanged(others, whole=True))
+        self._tell_others(node_id)
+        core.publish("nodes", node_id, encode(record))
+        for job_id in message.jobs:
+            if not core.jobs.running(job_id):
+                core.outbox.send(session.connection, JobFinished(job_id))
+        core.perform(core.actors.node_back(node_id, message.actors))
+        core.perform(core.groups.node_back(node_id, message.groups))
+        self._look_later()
         self._scheduling.reschedule()
 
     def _tell_others(self, node_id: bytes) -> None:
@@ -82,13 +140,18 @@ class NodeService:
     def _node_died(self, node_id: bytes, reason: str) -> None:
         core = self._core
         node = core.nodes.get(node_id)
-        assert node is not None, "an agent is connected and its node is not known"
-        del core.agents[node_id]
+        assert node is not None, "the node is not known"
+        connection = core.agents.pop(node_id, None)
+        if connection is not None:  # silent: if it is there after all, it hears when it registers again
+            connection.tag.node_id = b""
+            connection.abort()
+        log.warning("Node %s (%s) is dead: %s", node_id.hex(), node.record.hostname, reason)
         self._tell_others(node_id)
-        core.forget_parked(node_id)
         core.perform(core.nodes.left(node_id, reason))
         core.placement.node_left(node_id)
         core.publish("nodes", node_id, encode(node.record))
+        for job_id in core.jobs.of_node(node_id):
+            self._jobs.finish(job_id)
         cause = Cause("node_died", f"Its node {node.record.hostname or node_id.hex()} has died: {reason}", node_id=node_id)
         core.perform(core.actors.node_died(node_id, cause))
         core.perform(core.groups.node_died(node_id))
@@ -115,6 +178,7 @@ class NodeService:
     def _worker_died(self, session: Session, message: WorkerDied) -> None:
         """A process has ended: what it owned goes, and if it was a driver, its job."""
         core, seen = self._core, message.cause
+        core.perform(core.answers.forget(message.worker_id))
         job_id = core.jobs.driven_by(message.worker_id)
         if job_id is not None:
             self._jobs.finish(job_id)

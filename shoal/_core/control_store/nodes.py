@@ -1,7 +1,9 @@
 """The nodes of the cluster and the view of their resources.
 
-    RegisterNode -> joined -> ALIVE -- connection lost --> left -> DEAD, listed for a while -> dropped
+    RegisterNode -> joined -> ALIVE -- nobody at its port, or silent for node_timeout_s --> left -> DEAD, listed for a while -> dropped
+                      ^-- again --- connection lost: known, not connected
 
+A node that has left never comes back as itself: its agent is told so when it registers again, and joins under a new id.
 ``available`` of a record is what the agent said last. What the control store has asked of the node since (starts and reservations that are
 not answered yet) is kept beside it in ``promised``, so that a burst of placements does not pile up on one node. An error in this view does
 no harm: the agent has the last word, and whoever waits in vain asks for fresh figures.
@@ -16,6 +18,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from shoal._core.scheduling.resources import add, subtract
+from shoal._core.transport.silence import Silence
 from shoal._core.wire.messages import NodeRecord
 
 from .instructions import Instruction
@@ -28,7 +31,7 @@ class Node:
     """``view`` is what placement reads: the agent's last report less what was promised since."""
 
     record: NodeRecord
-    #: Whether its agent is connected: known but not connected after a restart of the control store, until it comes back.
+    #: Whether its agent is connected. Not so after a restart of the control store, or a loss of the connection, until it comes back.
     connected: bool = True
     #: Fixed-point amounts asked of the agent and not answered yet.
     promised: dict[str, int] = field(default_factory=dict)
@@ -38,6 +41,11 @@ class Node:
 
     def __post_init__(self) -> None:
         self.view = msgspec.structs.replace(self.record, available=subtract(self.record.available, {}))
+
+    def back(self, record: NodeRecord) -> None:
+        """The agent has registered again."""
+        self.connected, self.record = True, record
+        self.view = msgspec.structs.replace(record, available=subtract(record.available, self.promised))
 
     def report(self, available: dict[str, int], total: dict[str, int] | None) -> None:
         """Take over the agent's figures."""
@@ -71,22 +79,56 @@ class NodeStatistics:
     dead: int
 
 
+#: Looks at the silence of nodes per timeout; their agents beat as often.
+LOOKS_PER_TIMEOUT = 10
+
+
 class NodeTable:
-    def __init__(self, history_limit: int) -> None:
+    """``timeout_s``: silence after which a node is dead; ``return_s``: that of a node known from before a restart, at first."""
+
+    def __init__(self, history_limit: int, timeout_s: float = 10.0, return_s: float = 10.0) -> None:
         self._history_limit = history_limit
+        self._return_s = return_s
         self._nodes: dict[bytes, Node] = {}
         #: Dead nodes, oldest first. Disjoint from ``_nodes``.
         self._dead: OrderedDict[bytes, NodeRecord] = OrderedDict()
+        #: Of nodes that others can reach; one inside of this process has no beat.
+        self.silence = Silence(timeout_s, timeout_s / LOOKS_PER_TIMEOUT)
 
-    def joined(self, record: NodeRecord) -> list[Instruction]:
+    def is_over(self, node_id: bytes, *, known: bool) -> bool:
+        """Whether the node was declared dead, and must not come back. ``known``: it was there before, maybe too long ago for the list."""
+        return node_id in self._dead or (known and node_id not in self._nodes)
+
+    def joined(self, record: NodeRecord, now: float = 0.0) -> list[Instruction]:
         """A node agent has registered, for the first time or again."""
         record.alive, record.death_reason = True, ""
-        self._dead.pop(record.node_id, None)
-        self._nodes[record.node_id] = Node(record)
+        node = self._nodes.get(record.node_id)
+        if node is None:
+            self._nodes[record.node_id] = Node(record)
+        else:
+            node.back(record)
+        self.heard(record.node_id, now)
         return [Change(NODES, record.node_id, encode(record))]
+
+    def heard(self, node_id: bytes, now: float) -> None:
+        """The agent has said something."""
+        node = self._nodes.get(node_id)
+        if node is not None and node.record.endpoint:
+            self.silence.hear(node_id, now)
+        else:
+            self.silence.forget(node_id)
+
+    def disconnected(self, node_id: bytes) -> None:
+        """The connection to its agent was lost."""
+        self._nodes[node_id].connected = False
+
+    def missing(self) -> bool:
+        """Whether a node is known and not connected."""
+        return any(not node.connected for node in self._nodes.values())
 
     def left(self, node_id: bytes, reason: str) -> list[Instruction]:
         node = self._nodes.pop(node_id, None)
+        self.silence.forget(node_id)
         if node is None:
             return []
         record = node.record
@@ -122,11 +164,13 @@ class NodeTable:
         records = [node.record for node in self._nodes.values()] + list(self._dead.values())
         return [msgspec.structs.replace(r, total=dict(r.total), available=dict(r.available)) for r in records]
 
-    def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+    def load(self, rows: Iterable[tuple[bytes, bytes]], now: float = 0.0) -> None:
+        """Read back: those that lived have a while to come back."""
         for node_id, value in rows:
             record = decode_node(value)
             if record.alive:
                 self._nodes[node_id] = Node(record, connected=False)
+                self.silence.hear(node_id, now, limit_s=self._return_s)
             else:
                 self._dead[node_id] = record
 

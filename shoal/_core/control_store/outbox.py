@@ -39,7 +39,13 @@ class Outbox:
         self._letters: list[tuple[Connection, Message, OnReply | None]] = []
         self._handle: asyncio.Handle | None = None
         self._deleted = 0
+        self._stuck = False
         self.commits = 0
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the last commit failed: nobody is answered before one succeeds."""
+        return self._stuck
 
     def write(self, change: Change) -> None:
         self._changes.append(change)
@@ -87,7 +93,9 @@ class Outbox:
             self._storage.apply(self._changes)
         except Exception:  # server loop: a full disk must not end the cluster; it stalls until there is room
             log.exception("Writing %d changes failed; trying again in %g s. Is the disk full?", len(self._changes), RETRY_COMMIT_S)
+            self._stuck = True
             return False
+        self._stuck = False
         self.commits += 1
         self._deleted += sum(change.value is None for change in self._changes)
         self._changes = []

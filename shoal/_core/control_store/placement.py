@@ -153,8 +153,8 @@ class Placement:
         if isinstance(found, Infeasible):
             self._infeasible[shape] = found.message
             return None
-        if found is None:
-            return None
+        if found is None or (isinstance(found, Refused) and self._nodes.missing()):
+            return None  # after a restart, the node it insists on may be on its way back
         self.remove(actor_id)
         if isinstance(found, Refused):
             return Hopeless(actor_id, found.message)

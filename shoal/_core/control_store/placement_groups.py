@@ -16,7 +16,7 @@ so that a large group in a stream of small ones is served. A group that could ne
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from shoal._core.scheduling.packing import place_bundles
 from shoal._core.wire.messages import PlacementGroupRecord, PlacementGroupSpec
@@ -145,7 +145,12 @@ class PlacementGroupTable:
         tried: set[bytes] = set()
         for group_id in list(self._queue):
             group = self._groups[group_id]
-            if group.busy() or (group.refusals >= MAX_REFUSALS and not tick):
+            if (
+                group.busy()
+                or group.in_vain
+                or (group.refusals >= MAX_REFUSALS and not tick)
+                or (group.was_interrupted and self._nodes.missing())
+            ):
                 continue
             key = self._kind(group)
             plan = None if key in tried else self._plan(group)
@@ -199,6 +204,9 @@ class PlacementGroupTable:
     def released(self, group_id: bytes, node_id: bytes) -> list[Instruction]:
         """A node's answer to ReleaseBundles, whatever it is."""
         group = self._groups.get(group_id)
+        if group is not None and node_id in group.in_vain:
+            group.in_vain.discard(node_id)
+            return self._retry_or_wait(group) if group_id in self._queue else []
         if group is None or node_id not in group.releasing:
             return []
         resources = group.releasing.pop(node_id)
@@ -220,16 +228,51 @@ class PlacementGroupTable:
                 group.refused = True
             instructions += self.committed(group_id, node_id, ok=False)
             instructions += self.released(group_id, node_id)
+            group.in_vain.discard(node_id)
             if node_id in group.record.nodes:
                 nodes = [b"" if at == node_id else at for at in group.record.nodes]
                 instructions += self._changed(group_id, group, nodes)
         return instructions
 
+    def node_back(self, node_id: bytes, held: Mapping[bytes, list[int]]) -> list[Instruction]:
+        """The agent is connected again: open questions are asked again, and what it holds in vain is given back.
+
+        A bundle that it holds from an attempt before a restart, and that is still to be placed, is placed there.
+        """
+        instructions: list[Instruction] = []
+        for group_id, indices in sorted(held.items()):
+            group = self._groups.get(group_id)
+            if group is None:
+                instructions.append(Release(node_id, group_id))
+            elif node_id not in group.nodes_asked() and node_id not in group.releasing:
+                group.in_vain.add(node_id)
+            elif group.was_interrupted:
+                self._take_over(group, node_id, indices)
+        for group_id, group in self._groups.items():
+            if node_id in group.preparing:
+                bundles = {index: group.record.spec.bundles[index] for index in group.preparing[node_id]}
+                instructions.append(Prepare(node_id, group_id, bundles))
+            if node_id in group.committing:
+                instructions.append(Commit(node_id, group_id))
+            if node_id in group.releasing or node_id in group.in_vain:
+                instructions.append(Release(node_id, group_id))
+        return instructions
+
+    def _take_over(self, group: Group, node_id: bytes, indices: list[int]) -> None:
+        """The node holds these: those that nobody counts on were reserved in an attempt before a restart, and are reserved again."""
+        node = self._nodes.get(node_id)
+        if node is None or group.record.state == REMOVED:
+            return
+        open_here = {*group.committing.get(node_id, ()), *group.preparing.get(node_id, ()), *group.prepared.get(node_id, ())}
+        found = [index for index in indices if not group.record.nodes[index] and index not in open_here]
+        if found:
+            group.preparing.setdefault(node_id, []).extend(found)
+            node.promise(group.resources(found))
+
     # --- restart
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> list[Instruction]:
-        """Read back. A decision to commit that was saved is carried out again; the rest waits for ``schedule``."""
-        instructions: list[Instruction] = []
+        """Read back. A decision to commit that was saved is carried out when its nodes are back; the rest waits for ``schedule``."""
         for group_id, record in sorted(((key, decode_group(value)) for key, value in rows), key=lambda row: row[1].created_at):
             group = self._groups[group_id] = Group(record)
             if record.state == REMOVED:
@@ -240,11 +283,11 @@ class PlacementGroupTable:
             if record.state == CREATED:
                 continue
             self._queue[group_id] = None
+            group.was_interrupted = record.state == RESCHEDULING
             if record.state == PREPARED:
                 for index, node_id in enumerate(record.nodes):
                     group.committing.setdefault(node_id, []).append(index)
-                instructions += [Commit(node_id, group_id) for node_id in group.committing]
-        return instructions
+        return self._drop_oldest()
 
     def statistics(self) -> GroupStatistics:
         return GroupStatistics(len(self._queue), len(self._groups) - len(self._queue) - len(self._removed), len(self._removed))
@@ -278,7 +321,7 @@ class PlacementGroupTable:
         )
 
     def _begin(self, group_id: bytes, group: Group, plan: list[bytes]) -> list[Instruction]:
-        group.refused, group.attempt_at = False, self.changes
+        group.refused, group.was_interrupted, group.attempt_at = False, False, self.changes
         for index, node_id in enumerate(plan):
             if not group.record.nodes[index]:
                 group.preparing.setdefault(node_id, []).append(index)
@@ -341,7 +384,10 @@ class PlacementGroupTable:
 
     def _gone(self, group_id: bytes) -> list[Instruction]:
         self._removed[group_id] = None
-        instructions: list[Instruction] = [RemovalDone(group_id)]
+        return [RemovalDone(group_id), *self._drop_oldest()]
+
+    def _drop_oldest(self) -> list[Instruction]:
+        instructions: list[Instruction] = []
         while len(self._removed) > self._history_limit:
             oldest, _ = self._removed.popitem(last=False)
             del self._groups[oldest]

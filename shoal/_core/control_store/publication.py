@@ -1,8 +1,8 @@
 """Channels of numbered changes that others follow: "nodes", "jobs", "actors".
 
 A watcher says the last number it has seen and gets what came after. The backlog is bounded: a watcher that was away for too long sees a gap
-between its number and the first it gets, and must list the table anew. Nothing is stored; numbers start anew with the control store, so a
-watcher whose number is ahead of the channel gets the whole backlog.
+between its number and the first it gets, and must list the table anew. Nothing is stored; a control store that was started again
+counts on from far beyond what the one before it can have reached, so a watcher of both sees a gap, too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from shoal._core.wire.messages import Published
 CHANNELS = ("nodes", "jobs", "actors")
 #: Messages kept per channel: a few seconds of a busy cluster.
 BACKLOG = 1000
+NUMBERS_PER_START = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,11 @@ class Publication:
     def __init__(self) -> None:
         self._channels = {name: _Channel() for name in CHANNELS}
 
+    def started(self, times: int) -> None:
+        """The control store was started for the n-th time on its tables; before the first change."""
+        for entry in self._channels.values():
+            entry.sequence = times * NUMBERS_PER_START
+
     def publish(self, channel: str, key: bytes, payload: bytes) -> Published:
         """Number the change and keep it for those who come later."""
         entry = self._channels[channel]
@@ -44,13 +50,13 @@ class Publication:
     def after(self, channel: str, sequence: int) -> list[Published]:
         """Return what is still there from beyond ``sequence``. KeyError for an unknown channel."""
         entry = self._channels[channel]
-        if sequence > entry.sequence:
-            sequence = 0
         return [message for message in entry.backlog if message.sequence > sequence]
 
     def statistics(self) -> PublicationStatistics:
         entries = self._channels.values()
-        return PublicationStatistics(sum(entry.sequence for entry in entries), sum(len(entry.backlog) for entry in entries))
+        return PublicationStatistics(
+            sum(entry.sequence % NUMBERS_PER_START for entry in entries), sum(len(entry.backlog) for entry in entries)
+        )
 
     def check(self) -> None:
         for entry in self._channels.values():

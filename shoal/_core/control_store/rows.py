@@ -18,8 +18,14 @@ GROUPS = "placement_groups"
 #: Function id -> blob, and function id + job id -> nothing: blobs of megabytes are written once, however many jobs use them.
 FUNCTIONS, FUNCTION_JOBS = "functions", "function_jobs"
 KEY_VALUES = "key_values"
+#: Client + number of the request -> its answer.
+ANSWERS = "answers"
+#: Actors that were killed, or lost their last handle, before their creation came.
+UNWANTED_ACTORS = "unwanted_actors"
 
 NEXT_JOB = b"next_job"
+#: How often the control store was started on these tables.
+STARTS = b"starts"
 
 encode = msgspec.msgpack.Encoder().encode
 
@@ -48,6 +54,7 @@ class ActorRow(msgspec.Struct, array_like=True):
     address: Address | None
     cause: Cause | None
     ending: Cause | None
+    interrupted: bool = False
 
 
 decode_job = msgspec.msgpack.Decoder(JobRow).decode
@@ -55,4 +62,6 @@ decode_node = msgspec.msgpack.Decoder(NodeRecord).decode
 decode_actor = msgspec.msgpack.Decoder(ActorRow).decode
 decode_actor_spec = msgspec.msgpack.Decoder(ActorSpec).decode
 decode_group = msgspec.msgpack.Decoder(PlacementGroupRecord).decode
+decode_cause = msgspec.msgpack.Decoder(Cause).decode
+decode_number = msgspec.msgpack.Decoder(int).decode
 decode_key = msgspec.msgpack.Decoder(tuple[str, bytes]).decode

@@ -13,10 +13,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from shoal._base.ids import JOB_BYTES
 from shoal._base.settings import Settings
 from shoal._core.transport.connection import Connection
-from shoal._core.wire.messages import Ack, CancelRequest, Message, Ping
+from shoal._core.wire.messages import (
+    Ack,
+    CancelRequest,
+    CreateActor,
+    CreatePlacementGroup,
+    KillActor,
+    KvDelete,
+    KvPut,
+    Message,
+    Ping,
+    RegisterJob,
+    RegisterNode,
+)
 
 from . import rows
 from .actor_records import ActorStatistics
@@ -29,14 +43,23 @@ from .instructions import ActorEnded
 from .job_service import JobService
 from .jobs import JobStatistics
 from .key_values import KeyValueStatistics
-from .node_service import NodeService
+from .node_service import NodeService, Probe
 from .nodes import NodeStatistics
 from .placement import PlacementStatistics
 from .publication import PublicationStatistics
 from .scheduling_service import SchedulingService
-from .storage.interface import Storage
+from .storage.interface import Change, Storage, TablesDamaged
 
 log = logging.getLogger("shoal.control_store")
+
+#: Requests that may come twice and must not take effect twice.
+MARKED = (KvPut, KvDelete, KillActor)
+#: What would add to the tables, while they have no room. A Ping, too: its answer says that all before it is durable.
+REFUSED_WITHOUT_ROOM = (CreateActor, CreatePlacementGroup, RegisterJob, RegisterNode, KvPut, Ping)
+_NO_ROOM = (
+    "The control store cannot write its tables: its disk is full, or failing (its log has the error). Nothing of this request was done. "
+    "It goes on by itself once there is room."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,34 +82,54 @@ class ControlStore:
     Args:
         storage: where rows live; call ``load`` once before the first ``accept`` if it may hold any.
         clock: seconds since the epoch, for ``started_at`` and the like. Timeouts use the loop's time.
+        probe: tells whether nobody listens at a node's endpoint any more; None: a lost connection is the end of the node.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, storage: Storage, settings: Settings, *, clock: Callable[[], float] = time.time
+        self,
+        loop: asyncio.AbstractEventLoop,
+        storage: Storage,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] = time.time,
+        probe: Probe | None = None,
     ) -> None:
         self._core = core = Core(loop, storage, settings, clock)
         self._scheduling = SchedulingService(core)
         self._jobs = JobService(core)
         self._actors = ActorService(core, self._jobs, self._scheduling)
         self._groups = GroupService(core, self._jobs, self._scheduling)
-        self._nodes = NodeService(core, self._jobs, self._scheduling)
+        self._nodes = NodeService(core, self._jobs, self._scheduling, probe)
         core.performs(ActorEnded, self._actor_ended)
         self._handlers: dict[type[Message], Handler] = {Ping: self._ping, CancelRequest: self._cancel}
         for service in (self._jobs, self._actors, self._groups, self._nodes):
             self._handlers |= service.handlers()
 
     def load(self) -> None:
-        """Read all tables back after a restart. Nodes are known but not connected until their agents register again."""
+        """Read all tables back after a restart. Nodes are known but not connected until their agents register again.
+
+        Raises TablesDamaged: they cannot be what a control store wrote.
+        """
         core, scan = self._core, self._core.storage.scan
-        core.nodes.load(scan(rows.NODES))
-        actors = core.actors.load(scan(rows.ACTOR_SPECS), scan(rows.ACTORS))
-        kept = {row.spec.job_id for row in core.actors.actors() if core.actors.has_detached(row.spec.job_id)}
-        core.jobs.load(scan(rows.JOBS), core.storage.get(rows.COUNTERS, rows.NEXT_JOB), kept)
-        core.functions.load(scan(rows.FUNCTIONS), scan(rows.FUNCTION_JOBS), JOB_BYTES)
-        core.key_values.load(scan(rows.KEY_VALUES))
-        groups = core.groups.load(scan(rows.GROUPS))
+        try:
+            core.nodes.load(scan(rows.NODES), core.loop.time())
+            actors = core.actors.load(scan(rows.ACTOR_SPECS), scan(rows.ACTORS), scan(rows.UNWANTED_ACTORS))
+            kept = {row.spec.job_id for row in core.actors.actors() if core.actors.has_detached(row.spec.job_id)}
+            core.jobs.load(scan(rows.JOBS), core.storage.get(rows.COUNTERS, rows.NEXT_JOB), kept)
+            core.functions.load(scan(rows.FUNCTIONS), scan(rows.FUNCTION_JOBS), JOB_BYTES)
+            core.key_values.load(scan(rows.KEY_VALUES))
+            core.answers.load(scan(rows.ANSWERS))
+            groups = core.groups.load(scan(rows.GROUPS))
+            started = core.storage.get(rows.COUNTERS, rows.STARTS)
+            times = 0 if started is None else rows.decode_number(started)
+            core.check()
+        except (msgspec.MsgspecError, LookupError, AssertionError) as error:
+            raise TablesDamaged(f"they do not fit together ({type(error).__name__}: {error})") from error
+        core.publication.started(times)
+        core.outbox.write(Change(rows.COUNTERS, rows.STARTS, rows.encode(times + 1)))
         core.perform(actors)
         core.perform(groups)
+        self._nodes.started()
 
     def accept(self, connection: Connection) -> None:
         """Serve a connection until it closes."""
@@ -117,9 +160,18 @@ class ControlStore:
             log.warning("A %s from %s is not for the control store.", type(message).__name__, connection.peer)
             rid = getattr(message, "rid", None)
             if rid is not None:
-                connection.fail(rid, "NotImplementedError", f"The control store does not answer {type(message).__name__}.")
+                self._core.outbox.fail(
+                    connection, rid, "NotImplementedError", f"The control store does not answer {type(message).__name__}."
+                )
             return
-        handler(connection.tag, message)
+        session = connection.tag
+        if session.node_id:
+            self._core.nodes.heard(session.node_id, self._core.loop.time())
+        if self._core.outbox.is_stuck and isinstance(message, REFUSED_WITHOUT_ROOM):
+            # Not by the outbox, which sends nothing before it has written what it has.
+            connection.fail(message.rid, "OutOfDiskError", _NO_ROOM)
+        elif not (isinstance(message, MARKED) and self._core.was_answered(session, message)):
+            handler(session, message)
 
     def _on_close(self, connection: Connection) -> None:
         session = connection.tag

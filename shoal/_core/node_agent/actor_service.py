@@ -16,6 +16,7 @@ from shoal._core.transport.errors import ConnectionLost, RequestFailed
 from shoal._core.wire.messages import (
     ActorStarted,
     ActorWorkerDied,
+    Address,
     BecomeActor,
     CancelActorStart,
     Cause,
@@ -33,13 +34,14 @@ class ActorService:
     def __init__(self, agent: AgentServices) -> None:
         self._agent = agent
         self._actors = HostedActors()
+        self._last_number = 0
 
     def handlers(self) -> dict[type, Callable[[Peer, Any], None]]:
         return {StartActor: self._on_start, StopActor: self._on_stop, CancelActorStart: self._on_cancel}
 
     def worker_found(self, lease: Lease, process: Process) -> None:
         """The actor's lease has its worker: make it the actor."""
-        actor = self._actors.by_rid(lease.request.rid)
+        actor = self._actors.by_number(lease.request.rid)
         if actor is None:
             self._agent.kill_worker(process.address.worker_id, Cause("killed", "Its actor is not wanted any more."))
             return
@@ -54,7 +56,7 @@ class ActorService:
         actor = self._actors.by_worker(worker_id)
         if actor is None:
             return
-        self._actors.remove(actor)
+        self._actors.ended(actor, cause)
         if not actor.answered:
             self._answer(actor, None, cause)
         elif self._agent.control is not None:
@@ -62,14 +64,14 @@ class ActorService:
 
     def refused(self, request: LeaseRequest, kind: str, message: str) -> None:
         """The lease was refused: the control store places the actor anew, or gives it up."""
-        actor = self._actors.by_rid(request.rid)
+        actor = self._actors.by_number(request.rid)
         if actor is not None:
             self._fail(actor, kind, message)
 
     def start_failed(self, lease: Lease, cause: Cause) -> None:
-        actor = self._actors.by_rid(lease.request.rid)
+        actor = self._actors.by_number(lease.request.rid)
         if actor is not None:
-            self._actors.remove(actor)
+            self._actors.ended(actor, cause)
             self._answer(actor, None, cause)
 
     def cancel_job(self, job_id: bytes) -> None:
@@ -86,15 +88,30 @@ class ActorService:
         actor = self._actors.by_worker(worker_id)
         return actor.spec.owner.worker_id if actor is not None else b""
 
+    def incarnations(self) -> list[tuple[bytes, int]]:
+        """Return (actor, incarnation) of all that start or live here."""
+        return self._actors.incarnations()
+
     def check(self) -> None:
         self._actors.check()
 
     def _on_start(self, connection: Peer, message: StartActor) -> None:
         spec = message.spec
+        there = self._actors.by_actor(spec.actor_id)
+        if there is not None and there.incarnation == message.incarnation:  # asked again, as the answer was lost or is to come
+            there.asker, there.rid = connection, message.rid
+            if there.answered:
+                self._answer(there, there.address, None)
+            return
+        cause = self._actors.how_ended(spec.actor_id, message.incarnation)
+        if cause is not None:
+            connection.send(ActorStarted(message.rid, None, cause))
+            return
         self._agent.learn_job(spec.owner.worker_id, spec.job_id)
-        self._actors.add(HostedActor(message.rid, spec, message.incarnation))
+        self._last_number += 1
+        self._actors.add(HostedActor(self._last_number, spec, message.incarnation, connection, message.rid))
         request = LeaseRequest(
-            CONTROL, message.rid, strategies.freeze(spec.shape), self._agent.loop.time(), False, spec.class_name, spec.actor_id,
+            CONTROL, self._last_number, strategies.freeze(spec.shape), self._agent.loop.time(), False, spec.class_name, spec.actor_id,
             movable=message.movable,
         )  # fmt: skip
         self._agent.queue(request)
@@ -124,8 +141,8 @@ class ActorService:
     def _cancel(self, actor: HostedActor) -> None:
         """End a start that has no worker yet."""
         leases = self._agent.leases
-        if not leases.cancel(CONTROL, actor.rid):
-            granted = [one for one in leases.leases.values() if one.owner == CONTROL and one.request.rid == actor.rid]
+        if not leases.cancel(CONTROL, actor.number):
+            granted = [one for one in leases.leases.values() if one.owner == CONTROL and one.request.rid == actor.number]
             for lease in granted:
                 self._agent.withdraw_lease(lease.lease_id, Cause("killed", "The actor was not wanted any more while it started."))
         self._fail(actor, "Cancelled", "The start was cancelled.")
@@ -137,13 +154,12 @@ class ActorService:
         error = reply.exception()
         if error is None:
             started: ActorStarted = reply.result()
-            actor.answered = True
+            actor.address = started.address
             self._answer(actor, started.address, started.cause)
             if started.cause is not None:
                 self._end_failed(actor, started.cause)
         elif isinstance(error, RequestFailed):
             cause = Cause("init_failed", f"{error.kind}: {error.message}", node_id=self._agent.node.node_id, error=error.detail)
-            actor.answered = True
             self._answer(actor, None, cause)
             self._end_failed(actor, cause)
         elif not isinstance(error, ConnectionLost):
@@ -152,16 +168,15 @@ class ActorService:
 
     def _end_failed(self, actor: HostedActor, cause: Cause) -> None:
         """Its start is answered with the failure: its death is no news to the control store."""
-        self._actors.remove(actor)
+        self._actors.ended(actor, cause)
         self._agent.dismiss(actor.worker_id, cause)
 
-    def _answer(self, actor: HostedActor, address: Any, cause: Cause | None) -> None:
+    def _answer(self, actor: HostedActor, address: Address | None, cause: Cause | None) -> None:
+        """On the connection that asked; if it is lost, the control store asks again."""
         actor.answered = True
-        if self._agent.control is not None:
-            self._agent.control.send(ActorStarted(actor.rid, address, cause))
+        actor.asker.send(ActorStarted(actor.rid, address, cause))
 
     def _fail(self, actor: HostedActor, kind: str, message: str) -> None:
         self._actors.remove(actor)
         actor.answered = True
-        if self._agent.control is not None:
-            self._agent.control.fail(actor.rid, kind, message)
+        actor.asker.fail(actor.rid, kind, message)

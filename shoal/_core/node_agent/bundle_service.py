@@ -32,11 +32,6 @@ class BundleService:
         if self._agent.control is not None:
             self._agent.control.send(WatchGroup(group))
 
-    def watch_again(self) -> None:
-        """The connection to the control store is a new one."""
-        for group in self._agent.leases.routing.groups:
-            self.watch(group)
-
     def settle(self) -> None:
         """After each change: finish releases, and tell the control store when a group that waits would fit."""
         leases = self._agent.leases

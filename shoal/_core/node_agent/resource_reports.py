@@ -44,6 +44,10 @@ class ResourceReports:
         self._node.available = self._leases.available()
         connection.send(NodeList(message.rid, [self._node]))
 
+    def registered(self) -> None:
+        """The node's record is on its way to the control store."""
+        self._node.available = self._sent = self._leases.available()
+
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()

@@ -111,6 +111,7 @@ class NodeAgent:
         self._doubted: list[LeaseRequest] = []
         self._last_number = 0
         self._turn = False
+        self._registered = False
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._handlers: dict[type, Callable[[Peer, Any], None]] = {
@@ -173,14 +174,24 @@ class NodeAgent:
 
     def attach_control(self, connection: Peer) -> asyncio.Future[Any]:
         """Register this node at the control store and obey it. The future is done when the node is registered."""
-        connection.on_message = self._on_message
-        connection.on_close = self._on_control_closed
-        self.reports.control = connection
-        registered = connection.request(wire.RegisterNode(0, self.node))
-        self.bundles.watch_again()
-        for request in [one for one in self.leases.waiting if not (one.feasible or one.certain)]:
-            self._doubt(request)
-        return registered
+        self.obey(connection)
+        return connection.request(self.registration())
+
+    def obey(self, control: Peer) -> None:
+        """Do what the control store says, over a connection or link that registers this node itself (``registration``)."""
+        control.on_message = self._on_message
+        control.on_close = self._on_control_closed
+        self.reports.control = control
+
+    def registration(self) -> wire.RegisterNode:
+        """Make the message that registers this node; again whenever the connection to the control store has been lost."""
+        known, self._registered = self._registered, True
+        self.reports.registered()
+        jobs = {worker.job_id for worker in self.pool.workers.values() if worker.job_id}
+        groups: dict[bytes, list[int]] = {}
+        for bundle in self.leases.bundles:
+            groups.setdefault(bundle.group, []).append(bundle.index)
+        return wire.RegisterNode(0, self.node, known, self.actors.incarnations(), groups, sorted(jobs))
 
     @property
     def control(self) -> Peer | None:
@@ -266,6 +277,9 @@ class NodeAgent:
             if any(process.job_id):
                 self._end_job(process.job_id, Cause("job_finished", "Its driver has ended."))
             self.adopted.owner_killed(process.address.worker_id)
+            if self.control is not None:
+                cause = Cause("job_finished", "Its driver has ended.", pid=process.pid, node_id=self.node.node_id)
+                self.control.send(wire.WorkerDied(process.address.worker_id, 0, cause))
             if self.hooks.driver_lost is not None:
                 self.hooks.driver_lost(process.job_id)
         elif process.address.worker_id in self.pool.workers:
@@ -391,7 +405,12 @@ class NodeAgent:
         self._end_job(message.job_id, Cause("job_finished", "Its job has ended."))
 
     def _on_nodes_changed(self, connection: Peer, message: wire.NodesChanged) -> None:
-        self._learn_nodes(message.nodes)
+        changed = message.nodes
+        if message.whole:
+            listed = {record.node_id for record in changed}
+            gone = [record for record in self.view.nodes() if record.node_id not in listed and record is not self.node]
+            changed = changed + [msgspec.structs.replace(record, alive=False) for record in gone]
+        self._learn_nodes(changed)
         self.perform_leases(self.leases.nodes_changed(self.loop.time()))
         self.reschedule()
 

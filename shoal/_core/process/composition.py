@@ -18,6 +18,7 @@ import socket
 
 from shoal._base import paths
 from shoal._base.settings import Settings
+from shoal._core.control_link import ControlLink
 from shoal._core.control_store.server import ControlStore
 from shoal._core.control_store.storage import SqliteStorage
 from shoal._core.node_agent.dialling import Dialling
@@ -40,6 +41,9 @@ from shoal._core.transport.sockets import SocketListener, SocketTransport
 from shoal._core.wire.messages import Cause, Message, NodeRecord, ProcessExiting
 
 log = logging.getLogger("shoal.head")
+
+#: Heartbeats of a node per time after which it counts as dead.
+BEATS_PER_TIMEOUT = 10
 
 
 async def compose(context: HeadContext) -> HeadParts:
@@ -97,6 +101,7 @@ class HeadParts:
         self._memory_timer: asyncio.TimerHandle | None = None
         self._listeners: list[SocketListener] = []
         self._dialling: Dialling | None = None
+        self._link: ControlLink | None = None
         self._uploads: Uploads | None = None
         self._pulls: Pulls | None = None
 
@@ -107,17 +112,32 @@ class HeadParts:
     async def start(self) -> None:
         """Listen, join control store and node agent, start the first workers."""
         if self._control_store is not None:
-            connection = await self._control_store.start(self._transport)
-        else:
-            connection = await self._transport.connect(self._options.control_address, _no_message)
+            inside = await self._control_store.start(self._transport)
         if self._options.listen:
             await self._open_to_others()
-        registered = self.node_agent.attach_control(connection)
         self._listeners.append(await self._transport.listen(self._session.agent_address, self.node_agent.accept))
         self.node_agent.start()
-        await registered
+        if self._control_store is not None:
+            await self.node_agent.attach_control(inside)
+        else:
+            await self._join()
         if self._memory_monitor_s > 0:
             self._watch_memory()
+
+    async def _join(self) -> None:
+        """Register at the cluster's control store, again and again if need be."""
+        agent, address, timeout_s = self.node_agent, self._options.control_address, self._options.settings.node_timeout_s
+        self._link = link = ControlLink(
+            self._loop,
+            lambda on_message, on_close: self._transport.connect(address, on_message, on_close),
+            agent.node.node_id,
+            greet=agent.registration,
+            silence_s=timeout_s,
+            beat_s=timeout_s / BEATS_PER_TIMEOUT,
+            always=True,
+        )
+        agent.obey(link)
+        await link.open()
 
     async def _open_to_others(self) -> None:
         agent = self.node_agent
@@ -142,6 +162,8 @@ class HeadParts:
         for listener in self._listeners:
             listener.close()
         await self.node_agent.close()
+        if self._link is not None:
+            self._link.close()
         if self._uploads is not None:
             self._uploads.close()
         if self._pulls is not None:

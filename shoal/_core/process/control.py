@@ -12,14 +12,17 @@ import sys
 import traceback
 from typing import NoReturn
 
+import msgspec
+
 from shoal._base import paths, processes
 from shoal._base.process_title import set_title
 from shoal._core.control_store.server import ControlStore
-from shoal._core.control_store.storage import SqliteStorage
+from shoal._core.control_store.storage import SqliteStorage, TablesDamaged
 from shoal._core.process import session as sessions
 from shoal._core.process.ending import Ending
 from shoal._core.process.options import ControlOptions, HeadReady, receive_frame, send_frame
 from shoal._core.process.serving import new_loop
+from shoal._core.transport.presence import nobody_listens
 from shoal._core.transport.sockets import SocketTransport
 
 
@@ -34,8 +37,8 @@ def main(argument: str) -> NoReturn:
         loop = new_loop()
         asyncio.set_event_loop(loop)
         loop.run_until_complete(_serve(loop, options, lifeline, sessions.open_session(session_dir)))
-    except BaseException:
-        text = traceback.format_exc()
+    except BaseException as error:
+        text = str(error) if isinstance(error, SystemExit) else traceback.format_exc()
         print(text, file=sys.stderr, flush=True)
         try:
             send_frame(lifeline, HeadReady(error=text))
@@ -46,14 +49,23 @@ def main(argument: str) -> NoReturn:
 
 
 async def _serve(loop: asyncio.AbstractEventLoop, options: ControlOptions, lifeline: socket.socket, session: sessions.Session) -> None:
-    ending = Ending(loop, lifeline, options.driver_pid)
-    storage = SqliteStorage(session.directory / paths.TABLES_FILE)
-    store = ControlStore(loop, storage, options.settings)
-    store.load()
+    ending = Ending(loop, None if options.restarted else lifeline, options.driver_pid, options.driver_started)
+    path = session.directory / paths.TABLES_FILE
+    try:
+        storage = SqliteStorage(path, power_safe=True)
+        store = ControlStore(loop, storage, options.settings, probe=lambda endpoint: nobody_listens(loop, endpoint))
+        store.load()
+    except TablesDamaged as error:
+        raise SystemExit(
+            f"The tables of the control store in {path} are damaged: {error}. Nothing in them was changed. Put a good copy in their place, "
+            "or move the file away, and start again: without it jobs, actors, names and placement groups are forgotten, and nodes that "
+            "still run start anew."
+        ) from error
     transport = SocketTransport(loop, session.token())
     listener = await transport.listen(options.listen, store.accept)
-    record = sessions.SessionRecord(part="control store", control_address=listener.address, is_daemon=not options.driver_pid)
-    session.record(record)
+    # For the next start: the address that everybody knows.
+    sessions.write_control_options(session.directory, msgspec.structs.replace(options, listen=listener.address))
+    session.record(sessions.SessionRecord(part="control store", control_address=listener.address, is_daemon=not options.driver_pid))
     send_frame(lifeline, HeadReady(control_address=listener.address, session_dir=str(session.path), pid=os.getpid()))
     await ending.wait()
     listener.close()

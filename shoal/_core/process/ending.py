@@ -12,16 +12,19 @@ import os
 import signal
 import socket
 
+from shoal._base.processes import is_running
+
 
 class Ending:
     """Made inside the running loop. ``wait`` returns whether the end is to be in good order.
 
     Args:
-        lifeline: the socket to whoever started this process.
+        lifeline: the socket to the driver that started this process; None: somebody else did.
         driver_pid: the process whose end is ours; 0: this is a daemon.
+        driver_started: when it started, if it is not our parent.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, lifeline: socket.socket, driver_pid: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, lifeline: socket.socket | None, driver_pid: int, driver_started: int = 0) -> None:
         self._loop = loop
         self._lifeline = lifeline
         self._stopping: asyncio.Future[bool] = loop.create_future()
@@ -30,7 +33,7 @@ class Ending:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.begin, True)
         if driver_pid:
-            self._watch(driver_pid)
+            self._watch(driver_pid, driver_started)
 
     async def wait(self) -> bool:
         """Block until the end. True: in good order."""
@@ -48,10 +51,11 @@ class Ending:
             for descriptor in self._watched:  # they stay readable
                 self._loop.remove_reader(descriptor)
 
-    def _watch(self, driver_pid: int) -> None:
+    def _watch(self, driver_pid: int, driver_started: int) -> None:
         """The socket ends with the last process that holds it, maybe a forgotten fork of the driver; the pidfd knows the driver itself."""
-        self._watched.append(self._lifeline.fileno())
-        self._loop.add_reader(self._lifeline.fileno(), self._on_lifeline)
+        if self._lifeline is not None:
+            self._watched.append(self._lifeline.fileno())
+            self._loop.add_reader(self._lifeline.fileno(), self._on_lifeline, self._lifeline)
         try:
             pidfd = os.pidfd_open(driver_pid)
         except OSError:
@@ -59,13 +63,14 @@ class Ending:
             return
         self._watched.append(pidfd)
         self._loop.add_reader(pidfd, self.begin, False)
-        if os.getppid() != driver_pid:  # it ended before the pidfd was there: the number may be a stranger's
+        is_there = is_running(driver_pid, driver_started) if driver_started else os.getppid() == driver_pid
+        if not is_there:  # it ended before the pidfd was there: the number may be a stranger's
             self.begin(False)
 
-    def _on_lifeline(self) -> None:
+    def _on_lifeline(self, lifeline: socket.socket) -> None:
         """The driver says nothing after its options: a readable socket is an end. A byte before it asks for good order."""
         try:
-            data = self._lifeline.recv(16, socket.MSG_DONTWAIT)
+            data = lifeline.recv(16, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:

@@ -34,6 +34,8 @@ class HeadOptions(msgspec.Struct, kw_only=True):
     settings: Settings = Settings()
     #: The cluster's control store; "": one inside of the head, for a session of one node.
     control_address: str = ""
+    #: Directory of the control store that this node looks after, and starts again when it has died; "" for none.
+    control_session_dir: str = ""
     #: Where other nodes reach this one, "tcp:HOST:PORT" (0: any free port); "": nowhere.
     listen: str = ""
     # filled in by start_head
@@ -53,6 +55,9 @@ class ControlOptions(msgspec.Struct, kw_only=True):
     # filled in by start_control_store
     session_dir: str = ""
     driver_pid: int = 0  #: 0: a daemon
+    driver_started: int = 0  # clock ticks after boot, as in session.json
+    # filled in by restart_control_store
+    restarted: bool = False
 
 
 class HeadReady(msgspec.Struct):

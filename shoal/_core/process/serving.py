@@ -25,6 +25,7 @@ from shoal._core.object_store.arena import Arena
 from shoal._core.process import resources
 from shoal._core.process import session as sessions
 from shoal._core.process.ending import Ending
+from shoal._core.process.keeping import ControlStoreKeeper
 from shoal._core.process.options import HeadOptions, HeadReady, send_frame
 
 log = logging.getLogger("shoal.head")
@@ -99,12 +100,17 @@ class Server:
         ending = Ending(loop, self.lifeline, self.options.driver_pid)
         context = HeadContext(loop, self.options, self.plan, self.session, self.session.token(), self.node_id, self.arena, launcher, logs)
         parts: Parts | None = None
+        keeper: ControlStoreKeeper | None = None
         try:
             parts = await compose(context)
+            if self.options.control_session_dir:
+                keeper = ControlStoreKeeper(loop, self.options.control_session_dir)
             send_frame(self.lifeline, self._ready(template_pid, parts.endpoint))
             loop.call_later(_SWEEP_DELAY_S, self._sweep)
             await ending.wait()
         finally:
+            if keeper is not None:
+                keeper.close()
             await self._end(parts, launcher, logs, orderly=ending.is_orderly)
 
     def _ready(self, template_pid: int, endpoint: str) -> HeadReady:

@@ -21,6 +21,7 @@ import msgspec
 
 from shoal._base import paths
 from shoal._base.processes import is_running, read_stat
+from shoal._core.process.options import ControlOptions
 
 #: Ended sessions whose logs are kept.
 KEPT_SESSIONS = 10
@@ -189,14 +190,32 @@ def _is_abandoned(directory: Path) -> bool:
         if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
             return False
         record = read_record(directory)
+        if record is not None and (directory / paths.CONTROL_FILE).exists() and _is_kept(directory):
+            return False  # it has died, and will be started again
         if record is not None:
             return not record.is_running()
         if not (directory / paths.TOKEN_FILE).exists() or time.time() - found.st_mtime > _UNRECORDED_S:
             return True
         maker = directory.name.split("_")[-2]  # killed before it had a head
         return maker.isdigit() and not is_running(int(maker))
-    except OSError:
+    except (OSError, msgspec.DecodeError):
         return False
+
+
+def _is_kept(directory: Path) -> bool:
+    """Whether the control store of this directory outlives its process: until the program that wanted it has ended, if there is one."""
+    options = read_control_options(directory)
+    return not options.driver_pid or is_running(options.driver_pid, options.driver_started)
+
+
+def read_control_options(directory: Path) -> ControlOptions:
+    """Return how the control store of this directory was started. Raises OSError, msgspec.DecodeError."""
+    return msgspec.json.decode((directory / paths.CONTROL_FILE).read_bytes(), type=ControlOptions)
+
+
+def write_control_options(directory: Path, options: ControlOptions) -> None:
+    """Keep them for the next start."""
+    _write(directory / paths.CONTROL_FILE, msgspec.json.encode(options))
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -99,11 +99,46 @@ def start_control_store(options: ControlOptions, token: bytes, *, daemon: bool =
     return _start("control", "control store", options, token, daemon, {})
 
 
+def restart_control_store(session_dir: str) -> HeadReady:
+    """Start a control store that has died again: on its tables, at its address, with its token. Blocks until it serves.
+
+    It belongs to the program that started the first one, if that was no daemon, and ends with it; not with this process.
+
+    Raises:
+        HeadStartError: it ended, or was not ready within ``start_timeout_s``.
+        OSError: the directory cannot be read.
+    """
+    session = sessions.open_session(session_dir)
+    options = msgspec.structs.replace(sessions.read_control_options(session.directory), restarted=True)
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            process = _spawn("control", session, theirs, {})
+        ours.settimeout(options.settings.start_timeout_s)
+        try:
+            send_frame(ours, options)
+            ready = receive_frame(ours, HeadReady)
+            problem = ready.error.strip()
+        except (OSError, EOFError) as error:
+            problem = f"{error}\n{_tail(session)}"
+        if problem:
+            process.kill()
+            process.wait()
+            raise HeadStartError(
+                f"The control store (pid {process.pid}) did not start again: {problem}\nIts logs are in {session.logs_dir}."
+            )
+    process.returncode = 0  # whoever reaps the children of this process reaps it, too
+    return ready
+
+
 def _start(
     role: str, called: str, options: HeadOptions | ControlOptions, token: bytes | None, daemon: bool, env_vars: Mapping[str, str]
 ) -> HeadProcess:
     session = sessions.create(options.temp_dir or None, token)
     options = msgspec.structs.replace(options, session_dir=str(session.path), driver_pid=0 if daemon else os.getpid())
+    if isinstance(options, ControlOptions) and not daemon:
+        me = processes.read_stat(os.getpid())
+        options.driver_started = me.start_time if me else 0
     ours, theirs = socket.socketpair()
     try:
         process = _spawn(role, session, theirs, env_vars)

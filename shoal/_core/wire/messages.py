@@ -151,6 +151,15 @@ class Cause(msgspec.Struct, array_like=True, gc=False):
     started: bytes = b""
 
 
+class Once(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Names a request whose effect must not be repeated when it is sent again: the control store remembers its answer."""
+
+    client: bytes
+    number: int
+    #: The client has the answers to all its requests before this one: nobody needs them any more.
+    oldest: int
+
+
 # --- any connection ---------------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +183,8 @@ class CancelRequest(Message, tag=3):
 
 
 class Ping(Message, tag=4):
+    """Are you there? To the control store also: have you made durable what I sent before?"""
+
     rid: int
 
 
@@ -533,6 +544,8 @@ class CancelTask(Message, tag=68):
 
 
 class RegisterJob(Message, tag=80):
+    """The same driver again gets the same job again, or Failed if that job is over."""
+
     rid: int
     driver: Address
     pid: int
@@ -601,6 +614,7 @@ class KvPut(Message, tag=88):
     key: bytes
     value: bytes
     overwrite: bool = True
+    once: Once | None = None
 
 
 class KvGet(Message, tag=89):
@@ -618,6 +632,7 @@ class KvDelete(Message, tag=91):
     rid: int
     namespace: str
     key: bytes
+    once: Once | None = None
 
 
 class KvKeys(Message, tag=92):
@@ -647,8 +662,16 @@ class NodeRecord(msgspec.Struct, array_like=True):
 
 
 class RegisterNode(Message, tag=94):
+    """Acked. Failed("NodeDiedError"): the node was declared dead; it ends what it has and joins under a new id."""
+
     rid: int
     node: NodeRecord
+    #: It was registered before: it comes back, to this control store or to its successor.
+    known: bool = False
+    #: What it holds: (actor, incarnation), bundles by group, jobs. It is told to end what is not wanted any more.
+    actors: list[tuple[bytes, int]] = []
+    groups: dict[bytes, list[int]] = {}
+    jobs: list[bytes] = []
 
 
 class NodeResources(Message, tag=95):
@@ -675,6 +698,8 @@ class NodesChanged(Message, tag=99):
     """Control store to node agent: the other nodes that are new, have died, or have other resources than before; all of them at first."""
 
     nodes: list[NodeRecord]
+    #: These are all that live.
+    whole: bool = False
 
 
 class ReportResources(Message, tag=98):
@@ -721,6 +746,7 @@ class KillActor(Message, tag=114):
     rid: int
     actor_id: bytes
     no_restart: bool
+    once: Once | None = None
 
 
 class ActorOutOfScope(Message, tag=115):

@@ -52,12 +52,14 @@ class Bridge:
     def request(self, start: Callable[[], asyncio.Future[Any]], timeout_s: float | None) -> Any:
         self.check_open()
         try:
-            return self.call(start, timeout_s)
+            return self.call(start, timeout_s, withdraw=True)
         except RequestFailed as error:
             raise self.as_exception(error) from None
 
-    def call(self, start: Callable[[], asyncio.Future[Any]], timeout_s: float | None = None) -> Any:
+    def call(self, start: Callable[[], asyncio.Future[Any]], timeout_s: float | None = None, *, withdraw: bool = False) -> Any:
         """Run ``start`` on the I/O thread and block for the future it returns, which waits for the head.
+
+        ``withdraw``: cancel it when the time is up; else it goes on.
 
         Raises LocalRayletDiedError when the head has ended, GetTimeoutError, RequestFailed.
         """
@@ -72,15 +74,20 @@ class Bridge:
                 operation.result = future.result()
             operation.fire()
 
+        started: list[asyncio.Future[Any]] = []
+
         def run(_arg: None) -> None:
             try:
-                start().add_done_callback(done)
+                started.append(start())
+                started[0].add_done_callback(done)
             except Exception as error:  # delivered to the thread that asked
                 operation.error = error
                 operation.fire()
 
         self.post(run, None)
         if not operation.wait(timeout_s):
+            if withdraw:
+                self.post(_withdraw, started)
             raise exceptions.GetTimeoutError(f"No answer within {timeout_s} s.")
         if isinstance(operation.error, ConnectionLost):
             raise self._core.head_ended() from None
@@ -95,3 +102,9 @@ class Bridge:
                 return detail
         named = error_named(error.kind, error.message)
         return named if isinstance(named, Exception) else exceptions.RaySystemError(error.message)
+
+
+def _withdraw(started: list[asyncio.Future[Any]]) -> None:
+    """Nobody waits for it any more; a lost control store must not be asked again for it."""
+    for future in started:
+        future.cancel()

@@ -9,6 +9,7 @@ Must not know: threads, blocking, user code. Under a virtual loop many cores run
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -18,9 +19,10 @@ from shoal import exceptions
 from shoal._base.ids import ObjectId, task_of
 from shoal._base.references import ObjectRef
 from shoal._base.settings import Settings
+from shoal._core.control_link import ControlLink
 from shoal._core.object_store import StoreClient
 from shoal._core.serialization import deserialize_error, serialize_system_error
-from shoal._core.transport import Connection, Listener, Transport
+from shoal._core.transport import Connection, Listener, RequestFailed, Transport
 from shoal._core.wire import messages as m
 
 from .actors import Actors, ActorToken
@@ -38,6 +40,10 @@ from .tasks import Tasks
 
 if TYPE_CHECKING:
     from shoal._base.runtime import Runtime
+
+
+#: Questions of a driver or worker whether the control store is there, per time after which it counts as lost; none while nothing waits.
+BEATS_PER_TIMEOUT = 4
 
 
 class ExecutorDoor(Protocol):
@@ -80,10 +86,11 @@ class Core:
         self.closing = False
         #: The serialized error of everything that is asked for once the head has ended; b"" while it is there.
         self.lost = b""
+        self._why_lost: exceptions.RayError | None = None
         self.executor: ExecutorDoor | None = None
         self.runtime: Runtime | None = None
         self.agent: Connection
-        self.control_store: Connection
+        self.control_store: ControlLink
         self.agent_address: m.Address
         self.store: StoreClient
         self._transport = transport
@@ -149,9 +156,22 @@ class Core:
         self.agent.on_message = self._agent_message
         self.agent.on_batch_end = self.flush
 
-    async def connect_control_store(self, address: str) -> None:
-        self.control_store = await self._transport.connect(address, self._control_message, self._control_closed)
-        self.control_store.on_batch_end = self.flush
+    async def connect_control_store(self, address: str, *, lasting: bool) -> None:
+        """Connect; ``lasting``: the control store is a process of its own, and comes back when it died."""
+        settings = self.settings
+        self.control_store = link = ControlLink(
+            self.loop,
+            lambda on_message, on_close: self._transport.connect(address, on_message, on_close),
+            self.me.worker_id,
+            on_refused=self._refused,
+            on_end=self._session_lost,
+            lasting=lasting,
+            silence_s=settings.node_timeout_s,
+            beat_s=settings.node_timeout_s / BEATS_PER_TIMEOUT,
+            give_up_s=math.inf if self.runs_tasks else settings.control_store_timeout_s,
+        )
+        link.on_message, link.on_batch_end = self._control_message, self.flush
+        await link.open()
 
     async def close(self) -> None:
         """Send what is queued and close every connection. Idempotent."""
@@ -315,7 +335,7 @@ class Core:
         elif self.executor is not None:
             self.executor.on_agent_message(message)
 
-    def _control_message(self, connection: Connection, message: m.Message) -> None:
+    def _control_message(self, connection: Any, message: m.Message) -> None:
         handler = self._from_control_store.get(type(message))
         if handler is not None:
             handler(connection, message)
@@ -327,11 +347,13 @@ class Core:
     def _agent_closed(self, _connection: Connection) -> None:
         self._session_lost()
 
-    def _control_closed(self, _connection: Connection) -> None:
+    def _refused(self, error: RequestFailed) -> None:
+        """The control store does not know this driver's job any more."""
+        self._why_lost = exceptions.NodeDiedError(f"{error.message} Call shoal.shutdown() and shoal.init() to start again.")
         self._session_lost()
 
     def _session_lost(self) -> None:
-        """One of the head's two connections has ended. The first ends the session for this process: neither half is of use alone."""
+        """The node agent is gone, or the control store for good: neither half is of use alone."""
         if self.closing or self.lost:
             return
         error = self.lost = serialize_system_error(self.head_ended())
@@ -346,8 +368,10 @@ class Core:
                 getattr(self, name).close()
         self._on_agent_lost()
 
-    def head_ended(self) -> exceptions.LocalRayletDiedError:
+    def head_ended(self) -> exceptions.RayError:
         """Return what users read when the session is over but this process is not. Any thread."""
+        if self._why_lost is not None:
+            return self._why_lost
         directory = os.path.dirname(self.agent_address.address.partition(":")[2])
         return exceptions.LocalRayletDiedError(
             "The head process of this session has ended, and with it all tasks, actors and stored objects. If it failed, the reason is in "

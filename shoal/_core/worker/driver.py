@@ -21,6 +21,8 @@ from .runtime import CoreRuntime
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .core import Core
+
 #: Seconds between two looks at collapsed log lines that are due.
 LOG_FLUSH_S = 0.5
 #: Seconds that shutdown waits for the last log lines.
@@ -74,9 +76,13 @@ def connect_driver(
     return runtime
 
 
-async def _register(core: object, job: m.JobConfigRecord, entrypoint: str) -> m.JobRegistered:
-    message = m.RegisterJob(0, core.me, os.getpid(), job.namespace, entrypoint, job)  # type: ignore[attr-defined]
-    return await core.control_store.request(message)  # type: ignore[attr-defined, no-any-return]
+async def _register(core: Core, job: m.JobConfigRecord, entrypoint: str) -> m.JobRegistered:
+    def message() -> m.RegisterJob:
+        return m.RegisterJob(0, core.me, os.getpid(), job.namespace, entrypoint, job)
+
+    registered: m.JobRegistered = await core.control_store.request(message())
+    core.control_store.greet = message  # a control store that was lost and is back hears first who asks
+    return registered
 
 
 async def _flush_logs(runtime: CoreRuntime) -> None:

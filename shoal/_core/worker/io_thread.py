@@ -167,7 +167,7 @@ class IoThread:
         store = StoreClient(arena, agent.send, agent.request, self._wake_store, registered.node_id)
         core.attach(agent, m.Address(registered.node_id, registered.node_id, request.agent_address), store, listener)
         self.control_address = registered.control_store
-        await core.connect_control_store(registered.control_store)
+        await core.connect_control_store(registered.control_store, lasting=bool(registered.endpoint))
 
     def _wake_store(self) -> None:
         """A view ended somewhere: give its pin back soon. Safe in ``__del__``."""

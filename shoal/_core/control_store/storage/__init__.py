@@ -6,8 +6,8 @@ Owns: durable tables of key -> bytes. Must not know: what the bytes mean. Runs i
 
 from __future__ import annotations
 
-from .interface import Change, Storage
+from .interface import Change, Storage, TablesDamaged
 from .memory import MemoryStorage
 from .sqlite import SqliteStorage
 
-__all__ = ["Change", "MemoryStorage", "SqliteStorage", "Storage"]
+__all__ = ["Change", "MemoryStorage", "SqliteStorage", "Storage", "TablesDamaged"]

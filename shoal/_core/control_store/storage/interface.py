@@ -6,6 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 
+class TablesDamaged(Exception):
+    """The tables cannot be read back; the message says what was found."""
+
+
 class Change(NamedTuple):
     """One row gets a new value, or goes (``value`` is None)."""
 

@@ -18,7 +18,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .interface import Change
+from .interface import Change, TablesDamaged
 
 #: Bytes that the write-ahead log is cut back to after a checkpoint.
 LOG_LIMIT_BYTES = 16 << 20
@@ -27,13 +27,26 @@ COMPACT_PAGES = 2048
 
 
 class SqliteStorage:
-    """One file, opened by one process at a time: a second opener gets ``sqlite3.OperationalError`` (database is locked)."""
+    """One file, opened by one process at a time: a second opener gets ``sqlite3.OperationalError`` (database is locked).
+
+    Raises TablesDamaged when the file is no database, or pages of it are torn.
+    """
 
     def __init__(self, path: str | Path, *, power_safe: bool = False) -> None:
         self.path = str(path)
         # Functions, arguments of actors and key-values of the user lie in it. SQLite gives its log the same mode.
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._db = sqlite3.connect(self.path, isolation_level=None)
+        try:
+            self._prepare(power_safe)
+        except sqlite3.OperationalError:  # in use, unreadable, no room: not the tables' fault
+            self._db.close()
+            raise
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise TablesDamaged(str(error)) from error
+
+    def _prepare(self, power_safe: bool) -> None:
         for pragma in (
             "auto_vacuum=INCREMENTAL",  # has an effect on a new file only, and must come before the first table
             "locking_mode=EXCLUSIVE",  # no shared-memory index file, and nobody else can write beside us
@@ -42,6 +55,10 @@ class SqliteStorage:
             f"journal_size_limit={LOG_LIMIT_BYTES}",
         ):
             self._db.execute(f"PRAGMA {pragma}").fetchall()
+        # Reads every page: a second per gigabyte.
+        found = [line for (line,) in self._db.execute("PRAGMA quick_check(3)")]
+        if found != ["ok"]:
+            raise TablesDamaged("; ".join(found))
         self._tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
     def get(self, table: str, key: bytes) -> bytes | None:
