@@ -37,6 +37,7 @@ ROUND_TRIPS = scaled(5000)
 IN_FLIGHT = 1000
 BATCHES = scaled(20)
 COPIED_BYTES = scaled(800e6, 8_000_000)
+SENT_BYTES = scaled(256 * 2**20, 2**20)
 FILE_BYTES = scaled(256 * 2**20, 2**20)
 
 
@@ -107,6 +108,8 @@ def limit(recorder: Recorder) -> None:
         _copies(recorder)
     if recorder.wanted("bare_file"):
         _files(recorder)
+    if recorder.wanted("bare_sendfile"):
+        _sendfile(recorder)
     recorder.rate("bare_forks", lambda: [_fork() for _ in range(scaled(100))], scaled(100))
     recorder.emit("bare_interpreter", min(seconds(lambda: subprocess.run([sys.executable, "-c", ""], check=True)) for _ in range(5)))
     with subprocess.Popen([sys.executable, "-c", "print(flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as bare:
@@ -239,6 +242,48 @@ def _files(recorder: Recorder) -> None:
 
         recorder.rate("bare_file_write", lambda: path.write_bytes(data), len(data) / 1e9)
         recorder.rate("bare_file_read", read, len(data) / 1e9)
+
+
+def _memory_file(nbytes: int) -> tuple[int, mmap.mmap]:
+    """A memory file whose pages are there."""
+    fd = os.memfd_create("bare")
+    os.ftruncate(fd, nbytes)
+    mapped = mmap.mmap(fd, nbytes)
+    np.frombuffer(mapped, dtype=np.uint8)[:] = 1
+    return fd, mapped
+
+
+def _sendfile(recorder: Recorder) -> None:
+    """What `core_transfer.py` does, without a runtime: one process sends from a memory file, this one receives into another."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    pid = os.fork()
+    if pid == 0:
+        _send_what_is_asked(socket.create_connection(listener.getsockname()))
+        os._exit(0)
+    sock, _ = listener.accept()
+    _, mapped = _memory_file(SENT_BYTES)
+    target = memoryview(mapped)
+
+    def fetch(nbytes: int) -> None:
+        sock.sendall(HEADER.pack(nbytes))
+        done = 0
+        while done < nbytes:
+            done += sock.recv_into(target[done:nbytes], nbytes - done, socket.MSG_WAITALL)
+
+    recorder.rate("bare_sendfile", lambda: fetch(SENT_BYTES), SENT_BYTES / 1e9)
+    recorder.rate("bare_sendfile_128_kib", lambda: [fetch(2**17) for _ in range(scaled(2000))], scaled(2000))
+    sock.close()
+    listener.close()
+    os.waitpid(pid, 0)
+
+
+def _send_what_is_asked(sock: socket.socket) -> None:
+    fd, _ = _memory_file(SENT_BYTES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    while asked := sock.recv(HEADER.size, socket.MSG_WAITALL):
+        nbytes, done = HEADER.unpack(asked)[0], 0
+        while done < nbytes:
+            done += os.sendfile(sock.fileno(), fd, done, nbytes - done)
 
 
 def _fork() -> None:

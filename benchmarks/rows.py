@@ -62,6 +62,11 @@ ROWS = {
     "spill_read": Row("get of twice the store's size", "GB/s", 1, 1, limit="bare_file_read"),
     "spill_write_workers": Row("tasks that return twice the store's size", "GB/s", 1, 1, limit="bare_file_write"),
     "spill_read_workers": Row("tasks that read twice the store's size", "GB/s", 1, 1, limit="bare_file_read"),
+    # core_transfer.py
+    "transfer_large": Row("a 256 MiB array read by a task of another node", "GB/s", 1, 1, limit="bare_sendfile"),
+    "transfer_many": Row("arrays of 128 KiB, each read by a task of another node", "1/s", 1, 10, limit="bare_sendfile_128_kib"),
+    "transfer_get_many": Row("arrays of 128 KiB of another node, one get", "1/s", 1, 10, limit="bare_sendfile_128_kib"),
+    "broadcast": Row("100 MB to four nodes of this machine, in transfers to one", "", 0, 0, True),
     # core_wait.py
     "wait_1k": Row("wait on 1,000 references, one by one", "1/s", 10, 30),
     # core_placement.py
@@ -85,4 +90,6 @@ ROWS = {
     "bare_forks": Row("forks of a small process that answer", "1/s"),
     "bare_interpreter": Row("start of a bare Python interpreter", "s", smaller_is_better=True),
     "bare_interpreter_memory": Row("memory of a bare Python interpreter", "MiB", smaller_is_better=True),
+    "bare_sendfile": Row("bare sendfile from one memory file over loopback into another", "GB/s"),
+    "bare_sendfile_128_kib": Row("... 128 KiB at a time, each asked for", "1/s"),
 }

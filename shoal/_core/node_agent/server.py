@@ -343,6 +343,8 @@ class NodeAgent:
         if isinstance(process, Process) and self.leases.cancel(process.number, message.request):
             connection.fail(message.request, "Cancelled", "The request was withdrawn.")
             self.reschedule()
+        else:
+            self._store.handle(connection, message)
 
     def _on_return_lease(self, connection: Peer, message: wire.ReturnLease) -> None:
         process = connection.tag

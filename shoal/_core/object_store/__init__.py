@@ -11,7 +11,13 @@
       disk.py       the threads that read and write files
       warming.py    the thread that readies pages ahead of use
 
-Owns: ranges of the arena, pins, spill files, the order of requests for room.
+    this node                                                       another node
+    pulling.py    fetches objects into the store               <->  serving.py    gives objects away
+      pulls.py      which, when, from whom  (pure)                    uploads.py    to whom, who is sent on; who has copies  (pure)
+      links.py      a connection and its thread                       transfer.py   what is said on the socket, and its reads and writes
+      inside.py     the store's own process as one of its clients
+
+Owns: ranges of the arena, pins, spill files, the order of requests for room, what moves between nodes.
 Must not know: what the bytes mean, who borrows references, tasks.
 """
 

@@ -20,9 +20,11 @@ from typing import Any, NamedTuple
 from shoal._core.object_store.arena import Arena, Writable
 from shoal._core.object_store.mapping import Mapping
 from shoal._core.object_store.spilling import parse_location
+from shoal._core.transport.errors import RequestFailed
 from shoal._core.wire.messages import (
     AbortObject,
     Address,
+    CancelRequest,
     CreateObject,
     FreeObjects,
     Message,
@@ -66,14 +68,26 @@ class _Hold:
 class _Pin:
     """An object that this process has pinned, or has asked to."""
 
-    __slots__ = ("holds", "object_id", "place", "reply")
+    __slots__ = ("holds", "object_id", "place", "refusal", "request")
 
-    def __init__(self, object_id: bytes, reply: asyncio.Future[Any]) -> None:
+    def __init__(self, object_id: bytes, request: _PinRequest) -> None:
         self.object_id = object_id
-        #: None once it has arrived.
-        self.reply: asyncio.Future[Any] | None = reply
+        #: None once its answer has arrived.
+        self.request: _PinRequest | None = request
         self.place: Place | None = None
+        self.refusal: RequestFailed | None = None
         self.holds = 0
+
+
+class _PinRequest:
+    """A PinObjects that is not answered yet."""
+
+    __slots__ = ("message", "pins", "reply")
+
+    def __init__(self, message: PinObjects, reply: asyncio.Future[Any]) -> None:
+        self.message = message
+        self.reply = reply
+        self.pins = [_Pin(object_id, self) for object_id in message.object_ids]
 
 
 class StoreClient:
@@ -109,14 +123,14 @@ class StoreClient:
 
     # --- writing: create, write, seal or abort ---
 
-    def create(self, object_id: bytes, nbytes: int, owner: Address, *, is_copy: bool = False) -> asyncio.Future[Place]:
-        """Ask for room. Waits while the store is full. ``is_copy``: the primary copy is on another node.
+    def create(self, object_id: bytes, nbytes: int, owner: Address) -> asyncio.Future[Place]:
+        """Ask for room. Waits while the store is full.
 
         Raises RequestFailed: ObjectStoreFullError, OutOfDiskError, or ObjectExists when the object is sealed already (a task that was run
         again). Cancelling the future gives the room back.
         """
         result: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
-        reply = self._request(CreateObject(0, object_id, nbytes, owner, is_copy))
+        reply = self._request(CreateObject(0, object_id, nbytes, owner))
 
         def created(done: asyncio.Future[Any]) -> None:
             error = _error_of(done)
@@ -157,23 +171,27 @@ class StoreClient:
 
     # --- reading: pin, read, unpin ---
 
-    def pin(self, object_ids: Sequence[bytes], sources: Sequence[tuple[bytes, int]] = ()) -> asyncio.Future[list[Place | None]]:
+    def pin(
+        self, object_ids: Sequence[bytes], sources: Sequence[tuple[bytes, int]] = (), urgency: int = 0
+    ) -> asyncio.Future[list[Place | None]]:
         """Make objects readable and hold them; None in the result: lost, and not held.
 
         Waits for objects that are being written, for the disk, and for other nodes. Call ``unpin`` once for each place. If the future fails
-        or is cancelled, nothing is held.
+        or is cancelled, nothing is held, and what nobody else waits for is not fetched any more. Raises RequestFailed when this node has no
+        room for a copy (ObjectStoreFullError, OutOfDiskError).
 
         Args:
             sources: node of the primary copy and bytes, for each object; () if all are of this node.
+            urgency: see PinObjects.
         """
         result: asyncio.Future[list[Place | None]] = asyncio.get_running_loop().create_future()
         self.flush_releases()
         ask = [object_id for object_id in dict.fromkeys(object_ids) if object_id not in self._pins]
         if ask:
             where = dict(zip(object_ids, sources, strict=True)) if any(node_id != self._node_id for node_id, _ in sources) else {}
-            self._ask(ask, [where[object_id] for object_id in ask] if where else [])
+            self._ask(ask, [where[object_id] for object_id in ask] if where else [], urgency)
         pins = [self._pins[object_id] for object_id in object_ids]
-        replies = {pin.reply for pin in pins if pin.reply is not None}
+        replies = {pin.request.reply for pin in pins if pin.request is not None}
         for pin in pins:
             pin.holds += 1
         if not replies:
@@ -184,7 +202,10 @@ class StoreClient:
         def arrived(done: asyncio.Future[Any]) -> None:
             nonlocal missing
             missing -= 1
-            error = _error_of(done)
+            if result.cancelled():
+                return
+            refused = [pin.refusal for pin in pins if pin.refusal is not None]
+            error = _error_of(done) or (refused[0] if refused else None)
             if error is not None and not result.done():
                 result.set_exception(error)
             if missing:
@@ -196,8 +217,13 @@ class StoreClient:
             self._drop([pin for pin in pins if pin.place is None])
             result.set_result(places)
 
+        def given_up(done: asyncio.Future[Any]) -> None:
+            if done.cancelled():
+                self._drop(pins)
+
         for reply in replies:
             reply.add_done_callback(arrived)
+        result.add_done_callback(given_up)
         return result
 
     def unpin(self, object_id: bytes) -> None:
@@ -215,7 +241,7 @@ class StoreClient:
         """
         self._changes.append((object_id, 1))
         pin = self._pins.get(object_id)
-        if pin is not None and pin.reply is None and pin.place is not None:
+        if pin is not None and pin.request is None and pin.place is not None:
             return pin.place
         self._changes.append((object_id, -1))
         return None
@@ -281,36 +307,58 @@ class StoreClient:
 
     # --- inside ---
 
-    def _ask(self, object_ids: list[bytes], sources: list[tuple[bytes, int]]) -> None:
-        reply = self._request(PinObjects(0, object_ids, sources))
-        pins = [_Pin(object_id, reply) for object_id in object_ids]
-        self._pins.update(zip(object_ids, pins, strict=True))
+    def _ask(self, object_ids: list[bytes], sources: list[tuple[bytes, int]], urgency: int) -> None:
+        message = PinObjects(0, object_ids, sources, urgency)
+        request = _PinRequest(message, self._request(message))
+        self._pins.update(zip(object_ids, request.pins, strict=True))
 
         def pinned(done: asyncio.Future[Any]) -> None:
             answer: ObjectsPinned | None = None if _error_of(done) is not None else done.result()
-            for index, pin in enumerate(pins):
-                pin.reply = None
+            unwanted: list[bytes] = []
+            for index, pin in enumerate(request.pins):
+                pin.request = None
                 pin.place = None if answer is None else _place(answer, index)
-                if pin.place is None and self._pins.get(pin.object_id) is pin:
+                if self._pins.get(pin.object_id) is not pin:  # given up meanwhile
+                    unwanted += [pin.object_id] * (pin.place is not None)
+                elif pin.place is None:
                     # Lost: the store counts nothing, and the next pin asks again.
                     del self._pins[pin.object_id]
+            if answer is not None:
+                for index, kind, text in answer.refused:
+                    request.pins[index].refusal = RequestFailed(kind, text)
+            if unwanted and not self._closed:
+                self._send(UnpinObjects(unwanted))
 
         # Added first, so it runs before those who wait for the reply look at the places.
-        reply.add_done_callback(pinned)
+        request.reply.add_done_callback(pinned)
 
     def _drop(self, pins: Sequence[_Pin]) -> None:
         """End one hold of each; unpin what nobody holds any more."""
         unpinned: list[bytes] = []
         for pin in pins:
             pin.holds -= 1
-            if pin.holds == 0 and pin.reply is None and self._pins.get(pin.object_id) is pin:
-                del self._pins[pin.object_id]
-                if (pin.object_id, 1) in tuple(self._changes):  # a reader came in this moment: see hold_if_here
-                    self._pins[pin.object_id] = pin
-                else:
-                    unpinned.append(pin.object_id)
+            if pin.holds or self._pins.get(pin.object_id) is not pin:
+                continue
+            if pin.request is not None:
+                self._give_up(pin.request)
+                continue
+            del self._pins[pin.object_id]
+            if (pin.object_id, 1) in tuple(self._changes):  # a reader came in this moment: see hold_if_here
+                self._pins[pin.object_id] = pin
+            else:
+                unpinned.append(pin.object_id)
         if unpinned and not self._closed:
             self._send(UnpinObjects(unpinned))
+
+    def _give_up(self, request: _PinRequest) -> None:
+        """If nobody waits for any of it: tell the store, which answers with what it has got. Whoever wants one of them now asks again."""
+        if any(pin.holds for pin in request.pins):
+            return
+        for pin in request.pins:
+            if self._pins.get(pin.object_id) is pin:
+                del self._pins[pin.object_id]
+        if not self._closed:
+            self._send(CancelRequest(request.message.rid))
 
     def _reader_gone(self, object_id: bytes) -> None:
         """Any thread, also inside a finalizer."""

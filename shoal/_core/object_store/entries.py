@@ -85,6 +85,10 @@ class PinWait:
     places: list[tuple[int, int]]
     paths: list[str]
     missing: int = 0
+    #: Entries among whose ``waiters`` it is, once for each time.
+    waits_for: list[Entry] = field(default_factory=list)
+    #: (index, kind, message): see ObjectsPinned.
+    refused: list[tuple[int, str, str]] = field(default_factory=list)
 
 
 @dataclass(eq=False, slots=True)
@@ -93,6 +97,8 @@ class Session:
 
     #: Object id -> the entries it reads; more than one only if the object was made again meanwhile.
     pins: dict[bytes, list[Entry]] = field(default_factory=dict)
+    #: Unanswered requests by their numbers.
+    waits: dict[int, PinWait] = field(default_factory=dict)
     #: What it writes now, also entries that another writer has replaced.
     creating: dict[bytes, Entry] = field(default_factory=dict)
 

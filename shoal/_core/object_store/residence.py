@@ -20,6 +20,7 @@ from shoal._core.object_store.disk import PAUSE_S, Disk, Piece, format_bytes
 from shoal._core.object_store.entries import Entry
 from shoal._core.object_store.spilling import SUFFIX, SpillFiles
 from shoal._core.object_store.warming import Warmer
+from shoal._core.wire.messages import Address, ObjectRefInfo
 
 log = logging.getLogger("shoal.object_store")
 
@@ -79,6 +80,14 @@ class Residence:
         entry.sealed = True
         if not entry.is_copy:
             self.by_owner.setdefault(entry.owner.worker_id, {})[entry.object_id] = entry
+
+    def promote(self, entry: Entry, owner: Address, refs: list[ObjectRefInfo]) -> None:
+        """A sealed copy is the primary copy from now on."""
+        was_evictable = self.admission.policy.remove(entry)
+        entry.is_copy, entry.owner, entry.refs = False, owner, refs
+        self.by_owner.setdefault(owner.worker_id, {})[entry.object_id] = entry
+        if was_evictable:
+            self.settle(entry)
 
     def forget(self, entry: Entry) -> None:
         """The id leads nowhere from now on. The bytes go when ``settle`` finds that nobody needs them."""

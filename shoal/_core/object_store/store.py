@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from shoal._base.settings import Settings
 from shoal._core.object_store.arena import Arena
@@ -38,6 +38,7 @@ from shoal._core.object_store.warming import AHEAD_BYTES
 from shoal._core.wire.messages import (
     AbortObject,
     Address,
+    CancelRequest,
     CreateObject,
     FreeObjects,
     Message,
@@ -53,6 +54,13 @@ log = logging.getLogger("shoal.object_store")
 
 #: Offsets in ``ObjectsPinned`` that are none.
 LOST, ON_DISK = -1, -2
+
+
+class Puller(Peer, Protocol):
+    """Makes copies of objects of other nodes, as the creator of what it was told to ``want``."""
+
+    def want(self, object_id: bytes, node_id: bytes, nbytes: int, urgency: int) -> None: ...
+    def unwanted(self, object_id: bytes) -> None: ...
 
 
 class ObjectStore:
@@ -88,8 +96,10 @@ class ObjectStore:
             loop, arena, self._disk, settings.spill_file_bytes, warm_ahead_bytes, self._on_room, self._on_restore, self._judge_waiting
         )  # fmt: skip
         self._sessions: dict[Any, Session] = {}
-        #: Begins to create the copy of an object of another node: (object id, node, bytes). None: there are no other nodes.
-        self.pull: Callable[[bytes, bytes, int], None] | None = None
+        #: None: there are no other nodes.
+        self.puller: Puller | None = None
+        #: Told which primary copies have been freed.
+        self.on_freed: Callable[[list[bytes]], None] | None = None
         #: ``departures`` when a creation had waited for readers in vain: until one more goes, the next need not try.
         self._stuck_at = -1
 
@@ -113,6 +123,8 @@ class ObjectStore:
             return
         for entry in list(session.creating.values()):
             self._abort(entry)
+        for wait in list(session.waits.values()):
+            self._give_up_waiting(wait)
         for entries in session.pins.values():
             for entry in entries:
                 self._residence.unpin(entry)
@@ -121,19 +133,26 @@ class ObjectStore:
     def _create(self, conn: Peer, message: CreateObject) -> None:
         old = self._residence.objects.get(message.object_id)
         if old is not None and old.sealed:
+            if old.is_copy:
+                self._residence.promote(old, message.owner, [])
             conn.fail(message.rid, "ObjectExists", f"Object {message.object_id.hex()} is sealed already.")
             return
-        entry = Entry(message.object_id, message.nbytes, message.owner, creator=conn, rid=message.rid, is_copy=message.is_copy)
+        entry = Entry(message.object_id, message.nbytes, message.owner, creator=conn, rid=message.rid)
         if old is not None:
             # Another attempt of the same task. The old writer may still be writing into its range, which therefore stays until that writer
             # seals, aborts or dies.
             entry.waiters, old.waiters = old.waiters, []
+            for wait, _ in entry.waiters:
+                wait.waits_for[wait.waits_for.index(old)] = entry
             self._forget(old)
             if old.creator is conn:
                 self._abort(old)
             self._residence.settle(old)
         self._residence.objects[message.object_id] = self._session(conn).creating[message.object_id] = entry
-        if self._residence.admission.fits(message.nbytes):
+        self._ask_room(entry)
+
+    def _ask_room(self, entry: Entry) -> None:
+        if self._residence.admission.fits(entry.nbytes):
             self._residence.ask(entry, patient=True)
         else:
             self._create_on_disk(entry)
@@ -148,6 +167,7 @@ class ObjectStore:
             self._residence.seal(entry)
             waiters, entry.waiters = entry.waiters, []
             for wait, index in waiters:
+                wait.waits_for.remove(entry)
                 self._pin(wait, index, entry)
                 self._one_less(wait)
         self._residence.settle(entry)
@@ -160,19 +180,45 @@ class ObjectStore:
     def _pin_objects(self, conn: Peer, message: PinObjects) -> None:
         count = len(message.object_ids)
         wait = PinWait(conn, message.rid, [(LOST, 0)] * count, [], missing=1)
+        self._session(conn).waits[message.rid] = wait
+        objects, puller = self._residence.objects, self.puller
         for index, object_id in enumerate(message.object_ids):
-            entry = self._residence.objects.get(object_id)
-            if entry is None and self.pull is not None and message.sources:
-                self.pull(object_id, *message.sources[index])
-                entry = self._residence.objects.get(object_id)
+            entry = objects.get(object_id)
+            if puller is not None and message.sources and (entry is None or entry.creator is puller):
+                node_id, nbytes = message.sources[index]
+                puller.want(object_id, node_id, nbytes, message.urgency)
+                entry = objects.get(object_id)
             if entry is None:
                 continue
             if entry.sealed:
                 self._pin(wait, index, entry)
             else:
-                wait.missing += 1
-                entry.waiters.append((wait, index))
+                self._wait_for(wait, index, entry)
         self._one_less(wait)
+
+    def _cancel(self, conn: Peer, message: CancelRequest) -> None:
+        session = self._sessions.get(conn)
+        wait = session.waits.get(message.request) if session is not None else None
+        if wait is not None:
+            self._give_up_waiting(wait)
+
+    def _give_up_waiting(self, wait: PinWait) -> None:
+        """Answer with what is there now; what only this one waited for is not fetched any more."""
+        for entry in wait.waits_for:
+            entry.waiters = [waiter for waiter in entry.waiters if waiter[0] is not wait]
+            if entry.sealed:
+                # Its restore goes on, for others or for none.
+                if self._take_pin(wait.peer, entry):
+                    self._residence.unpin(entry)
+            elif not entry.waiters and self.puller is not None and entry.creator is self.puller:
+                self.puller.unwanted(entry.object_id)
+        wait.missing = 1
+        self._one_less(wait)
+
+    def _wait_for(self, wait: PinWait, index: int, entry: Entry) -> None:
+        wait.missing += 1
+        wait.waits_for.append(entry)
+        entry.waiters.append((wait, index))
 
     def _unpin_objects(self, conn: Peer, message: UnpinObjects) -> None:
         pins = self._session(conn).pins
@@ -183,18 +229,46 @@ class ObjectStore:
                 self._residence.unpin(entry)
 
     def _free_objects(self, _conn: Peer, message: FreeObjects) -> None:
-        self.free(message.object_ids)
+        self.free(message.object_ids, copies_only=message.copies)
+
+    # --- for the puller ---
+
+    def expect(self, puller: Puller, rid: int, object_id: bytes, nbytes: int, owner: Address) -> None:
+        """A copy of this object is going to be made: readers wait for it from now on, room is asked for by ``make_room``."""
+        entry = Entry(object_id, nbytes, owner, creator=puller, rid=rid, is_copy=True)
+        self._residence.objects[object_id] = self._session(puller).creating[object_id] = entry
+
+    def is_expected(self, puller: Puller, object_id: bytes) -> bool:
+        """Whether the copy that is being made has not been freed, or replaced by one that a worker makes."""
+        entry = self._residence.objects.get(object_id)
+        return entry is not None and entry.creator is puller
+
+    def make_room(self, puller: Puller, object_id: bytes) -> bool:
+        """Ask for the room of an expected copy; the puller gets ObjectCreated or a failure, as any creator. False: it is not expected."""
+        if not self.is_expected(puller, object_id):
+            entry = self._session(puller).creating.get(object_id)
+            if entry is not None:
+                self._abort(entry)
+            return False
+        self._ask_room(self._residence.objects[object_id])
+        self._residence.advance()
+        return True
 
     # --- for the node agent ---
 
-    def free(self, object_ids: Iterable[bytes]) -> None:
+    def free(self, object_ids: Iterable[bytes], *, copies_only: bool = False) -> None:
         """Nobody will ask for these again. Readers keep what they have; the rest goes at once."""
+        primaries = []
         for object_id in object_ids:
             entry = self._residence.objects.get(object_id)
-            if entry is not None:
+            if entry is not None and (entry.is_copy or not copies_only):
+                if not entry.is_copy:
+                    primaries.append(object_id)
                 self._forget(entry)
                 self._residence.settle(entry)
         self._residence.advance()
+        if primaries and self.on_freed is not None:
+            self.on_freed(primaries)
 
     def contains(self, object_id: bytes) -> bool:
         """Whether the object is sealed and can be read."""
@@ -224,9 +298,12 @@ class ObjectStore:
 
     def lose(self, object_id: bytes) -> bool:
         """Fault injection: memory and disk have lost the object; whoever reads it keeps it. False: it was not there."""
-        there = object_id in self._residence.objects
-        self.free([object_id])
-        return there
+        entry = self._residence.objects.get(object_id)
+        if entry is not None:
+            self._forget(entry)
+            self._residence.settle(entry)
+            self._residence.advance()
+        return entry is not None
 
     def statistics(self) -> StoreStatistics:
         residence = self._residence
@@ -274,14 +351,14 @@ class ObjectStore:
         elif entry.own_file:
             self._point_to_file(wait, index, entry)
         else:
-            wait.missing += 1
-            entry.waiters.append((wait, index))
+            self._wait_for(wait, index, entry)
             if entry.request is None:
                 self._residence.ask(entry, patient=False)
 
     def _on_restore(self, entry: Entry, outcome: Restore) -> None:
         waiters, entry.waiters = entry.waiters, []
         for wait, index in waiters:
+            wait.waits_for.remove(entry)
             if outcome is Restore.IN_MEMORY:
                 wait.places[index] = (entry.offset, entry.nbytes)
             elif outcome is Restore.STAYS_ON_DISK:
@@ -299,7 +376,11 @@ class ObjectStore:
     def _one_less(self, wait: PinWait) -> None:
         wait.missing -= 1
         if wait.missing == 0:
-            wait.peer.send(ObjectsPinned(wait.rid, wait.places, wait.paths))
+            session = self._sessions.get(wait.peer)
+            if session is not None:
+                session.waits.pop(wait.rid, None)
+            if not wait.peer.closed:
+                wait.peer.send(ObjectsPinned(wait.rid, wait.places, wait.paths, wait.refused))
 
     def _take_pin(self, conn: Peer, entry: Entry) -> bool:
         """Forget that this connection reads the entry. False: it does not."""
@@ -314,26 +395,31 @@ class ObjectStore:
 
     # --- writing ---
 
-    def _forget(self, entry: Entry) -> None:
-        """The id leads nowhere; whoever waits for the object's seal, or for room for it, learns so."""
+    def _forget(self, entry: Entry, refusal: tuple[str, str] | None = None) -> None:
+        """The id leads nowhere; whoever waits for the object's seal, or for room for it, learns so: it is lost, or why it was refused."""
         if entry.gone:
             return
         self._residence.forget(entry)
         if entry.sealed:
             return
-        for wait, _ in entry.waiters:
+        if self.puller is not None and entry.creator is self.puller:
+            self.puller.unwanted(entry.object_id)
+        waiters, entry.waiters = entry.waiters, []
+        for wait, index in waiters:
+            wait.waits_for.remove(entry)
+            if refusal is not None:
+                wait.refused.append((index, *refusal))
             self._one_less(wait)
-        entry.waiters = []
         if entry.request is not None and entry.creator is not None:
             # Nobody needs the room any more; the writer goes on as if another attempt had stored the object.
             text = f"Object {entry.object_id.hex()} has been freed, or is being written by another process."
             entry.creator.fail(entry.rid, "ObjectExists", text)
             self._no_creator(entry)
 
-    def _abort(self, entry: Entry) -> None:
+    def _abort(self, entry: Entry, refusal: tuple[str, str] | None = None) -> None:
         """The writer gave up or died, or was refused."""
         self._no_creator(entry)
-        self._forget(entry)
+        self._forget(entry, refusal)
         self._residence.settle(entry)
 
     def _no_creator(self, entry: Entry) -> None:
@@ -366,7 +452,8 @@ class ObjectStore:
     def _refuse(self, entry: Entry, kind: str, text: str) -> None:
         if entry.creator is not None:
             entry.creator.fail(entry.rid, kind, text)
-        self._abort(entry)
+        # The object of a refused copy is not lost: it is where it was.
+        self._abort(entry, (kind, text) if entry.is_copy else None)
 
     def _judge_waiting(self) -> None:
         """Judge the creations that still wait: a full disk refuses them now, readers after a while."""
@@ -421,6 +508,7 @@ _HANDLERS: dict[type[Message], Callable[[ObjectStore, Peer, Any], None]] = {
     SealObject: ObjectStore._seal,
     AbortObject: ObjectStore._abort_message,
     PinObjects: ObjectStore._pin_objects,
+    CancelRequest: ObjectStore._cancel,
     UnpinObjects: ObjectStore._unpin_objects,
     FreeObjects: ObjectStore._free_objects,
 }

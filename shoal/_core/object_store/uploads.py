@@ -1,101 +1,132 @@
-"""Gives objects of this node to other nodes.
+"""Who gets an object from here, who is sent on to another node, and which nodes have copies.
 
-    port ── preamble DATA ──▶ accept ── a thread per socket: handshake, then request after request ──▶ sendfile
-                                              └─ pins the object on the loop, and gives the pin back
+              primary            Two pulls of a large object are served at a time. Whoever comes then is sent to the oldest of those
+              /     \\            before it that has fewer than two after it, and gets from there what is there and what comes.
+             A       B           So a broadcast takes the time of a few transfers, not of as many as there are nodes: each machine
+            / \\     /            sends at most two streams.
+           C   D   E
 
-A socket on which nothing is asked for a while is closed, and its thread ends.
+A node that comes back because its relay was of no use is sent elsewhere, never to one that is below it. Small objects are always served.
+
+Pure. One node's; it knows only of objects that others have asked of this node.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import socket
-import threading
+from dataclasses import dataclass, field
 
-from shoal._core.object_store import transfer
-from shoal._core.object_store.arena import Arena
-from shoal._core.object_store.client import Place, StoreClient
-from shoal._core.transport.errors import TransportError
-from shoal._core.transport.preamble import Answer
+#: Streams of one object from one node at a time.
+FAN_OUT = 2
+#: Smaller objects are served at once: a detour over another node would take longer than the bytes.
+RELAYED_BYTES = 8 << 20
 
-log = logging.getLogger("shoal.object_store")
 
-#: Seconds without a request until a socket is closed.
-IDLE_S = 10.0
-#: Sockets at once; whoever comes later is hung up on and tries again.
-MOST = 64
-#: Seconds that ``close`` waits for threads whose sockets it has shut down.
-_JOIN_S = 1.0
+@dataclass(slots=True)
+class _Upload:
+    #: Being served from here.
+    active: set[bytes] = field(default_factory=set)
+    #: Everybody who has asked, the first first -> from whom it gets the object; b"": from here.
+    above: dict[bytes, bytes] = field(default_factory=dict)
+    #: How many were sent there.
+    below: dict[bytes, int] = field(default_factory=dict)
+    #: Of no use as relays.
+    useless: set[bytes] = field(default_factory=set)
 
 
 class Uploads:
-    """One node's. ``accept`` and ``close`` on the loop."""
+    """The table. Objects and nodes are named by their ids."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, client: StoreClient, arena: Arena, token: bytes) -> None:
-        self._loop = loop
-        self._client = client
-        self._arena = arena
-        self._token = token
-        self._threads: dict[socket.socket, threading.Thread] = {}
-        self._lock = threading.Lock()
-        self._closed = False
+    def __init__(self) -> None:
+        self._uploads: dict[bytes, _Upload] = {}
+        #: Node -> objects in whose ``active`` it is.
+        self._served: dict[bytes, set[bytes]] = {}
 
-    def accept(self, sock: socket.socket) -> bool:
-        """Serve a socket; False: there are too many."""
-        with self._lock:
-            if self._closed or len(self._threads) >= MOST:
-                return False
-            thread = self._threads[sock] = threading.Thread(target=self._run, args=(sock,), name="shoal-upload", daemon=True)
-        thread.start()
-        return True
+    def ask(self, object_id: bytes, nbytes: int, node_id: bytes, avoid: bytes = b"") -> bytes:
+        """A node asks for an object. Return b"" to serve it, or the node from which it shall get the object."""
+        upload = self._uploads.setdefault(object_id, _Upload())
+        if nbytes < RELAYED_BYTES:
+            upload.above[node_id] = b""
+            return b""
+        if avoid:
+            upload.useless.add(avoid)
+        if node_id in upload.active:
+            return b""
+        known = upload.above.get(node_id, b"")
+        if known and known not in upload.useless:
+            return known
+        self._leave(upload, node_id)
+        relay = b"" if len(upload.active) < FAN_OUT else self._relay_for(upload, node_id)
+        upload.above[node_id] = relay
+        if relay:
+            upload.below[relay] = upload.below.get(relay, 0) + 1
+        else:
+            upload.active.add(node_id)
+            self._served.setdefault(node_id, set()).add(object_id)
+        return relay
 
-    def close(self) -> None:
-        """Hang up on everybody and join the threads."""
-        with self._lock:
-            self._closed = True
-            threads = dict(self._threads)
-        for sock in threads:
-            transfer.hang_up(sock)
-        for thread in threads.values():
-            thread.join(_JOIN_S)
+    def sent(self, object_id: bytes, node_id: bytes) -> None:
+        """The last byte has left for that node."""
+        upload = self._uploads.get(object_id)
+        if upload is not None and node_id in upload.active:
+            upload.active.discard(node_id)
+            upload.useless.discard(node_id)
+            self._unserved(object_id, node_id)
 
-    def _run(self, sock: socket.socket) -> None:
-        try:
-            transfer.prepare(sock)
-            sock.sendall(bytes((Answer.OPEN,)))
-            rest = transfer.prove(sock, "server", self._token)
-            transfer.limit_wait(sock, IDLE_S)
-            while request := transfer.receive_exactly(sock, transfer.REQUEST.size, rest):
-                rest = b""
-                self._serve(sock, *transfer.REQUEST.unpack(request))
-        except BlockingIOError:
-            log.debug("Nothing was asked for %g s, or nothing moved.", IDLE_S)
-        except (OSError, EOFError, TransportError) as error:
-            log.debug("An upload ended: %s", error)
-        finally:
-            with self._lock:
-                del self._threads[sock]
-            sock.close()
+    def hung_up(self, node_id: bytes) -> None:
+        """The node's connection has ended: nothing is being sent to it."""
+        for object_id in self._served.pop(node_id, ()):
+            self._uploads[object_id].active.discard(node_id)
 
-    def _serve(self, sock: socket.socket, object_id: bytes, offset: int, nbytes: int) -> None:
-        place = asyncio.run_coroutine_threadsafe(self._pin(object_id), self._loop).result()
-        if place is None:
-            sock.sendall(transfer.REPLY.pack(0, 0))
-            return
-        try:
-            if offset + nbytes > place.nbytes:
-                raise EOFError(f"Bytes {offset} to {offset + nbytes} were asked of an object of {place.nbytes}.")
-            transfer.limit_wait(sock, transfer.STALL_S)
-            sock.sendall(transfer.REPLY.pack(1, place.nbytes))
-            if place.path:
-                with open(place.path, "rb") as file:
-                    transfer.send_range(sock, file.fileno(), place.offset + offset, nbytes)
-            else:
-                transfer.send_range(sock, self._arena.fd, place.offset + offset, nbytes)
-            transfer.limit_wait(sock, IDLE_S)
-        finally:
-            self._loop.call_soon_threadsafe(self._client.unpin, object_id)
+    def forget(self, object_id: bytes) -> list[bytes]:
+        """The object is gone. Return the nodes that may have copies."""
+        upload = self._uploads.pop(object_id, None)
+        if upload is None:
+            return []
+        for node_id in upload.active:
+            self._unserved(object_id, node_id)
+        return list(upload.above)
 
-    async def _pin(self, object_id: bytes) -> Place | None:
-        return (await self._client.pin([object_id]))[0]
+    def copies(self, object_id: bytes) -> int:
+        """Return how many nodes may have copies."""
+        upload = self._uploads.get(object_id)
+        return 0 if upload is None else len(upload.above)
+
+    def check(self) -> None:
+        """Assert the invariants. O(everything)."""
+        for object_id, upload in self._uploads.items():
+            assert upload.active <= upload.above.keys()
+            assert all(not upload.above[node_id] for node_id in upload.active)
+            for node_id in upload.above:
+                assert not self._is_below(upload, node_id, node_id), "a circle"
+            for node_id in upload.active:
+                assert object_id in self._served[node_id]
+            relays = [relay for relay in upload.above.values() if relay]
+            assert {relay: relays.count(relay) for relay in relays} == {relay: n for relay, n in upload.below.items() if n}
+            assert all(count <= FAN_OUT for count in upload.below.values())
+
+    # --- inside ---
+
+    def _relay_for(self, upload: _Upload, node_id: bytes) -> bytes:
+        for relay in upload.above:
+            free = upload.below.get(relay, 0) < FAN_OUT
+            if free and relay not in upload.useless and relay != node_id and not self._is_below(upload, relay, node_id):
+                return relay
+        return b""
+
+    def _is_below(self, upload: _Upload, node_id: bytes, above: bytes) -> bool:
+        while node_id := upload.above.get(node_id, b""):
+            if node_id == above:
+                return True
+        return False
+
+    def _leave(self, upload: _Upload, node_id: bytes) -> None:
+        """It stands in a new place from now on; those below it stay below it."""
+        relay = upload.above.get(node_id, b"")
+        if relay:
+            upload.below[relay] -= 1
+
+    def _unserved(self, object_id: bytes, node_id: bytes) -> None:
+        served = self._served[node_id]
+        served.discard(object_id)
+        if not served:
+            del self._served[node_id]

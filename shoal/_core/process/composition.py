@@ -23,12 +23,13 @@ from shoal._core.control_store.server import ControlStore
 from shoal._core.control_store.storage import SqliteStorage
 from shoal._core.node_agent.dialling import Dialling
 from shoal._core.node_agent.memory import Candidate, MemoryWatch, group_memory, read_memory
+from shoal._core.node_agent.neighbours import Neighbours
 from shoal._core.node_agent.peers import Hooks
 from shoal._core.node_agent.server import NodeAgent
 from shoal._core.object_store.inside import inside_client
-from shoal._core.object_store.pulls import Pulls
+from shoal._core.object_store.pulling import Pulling
+from shoal._core.object_store.serving import Serving
 from shoal._core.object_store.store import ObjectStore
-from shoal._core.object_store.uploads import Uploads
 from shoal._core.process.serving import HeadContext
 from shoal._core.process.session import Session
 from shoal._core.scheduling.labels import NODE_ID_LABEL
@@ -102,8 +103,9 @@ class HeadParts:
         self._listeners: list[SocketListener] = []
         self._dialling: Dialling | None = None
         self._link: ControlLink | None = None
-        self._uploads: Uploads | None = None
-        self._pulls: Pulls | None = None
+        self._serving: Serving | None = None
+        self._pulling: Pulling | None = None
+        self._neighbours: Neighbours | None = None
 
     @property
     def endpoint(self) -> str:
@@ -144,12 +146,17 @@ class HeadParts:
         handover = Handover(self._loop, str(self._session.path / paths.HANDOVER_SOCKET))
         self._dialling = dialling = Dialling(self._loop, handover, agent.view.get, agent.connection_of)
         inside = inside_client(self._loop, self.object_store, self._arena, "other nodes")
-        self._uploads = uploads = Uploads(self._loop, inside, self._arena, self._token)
-        self._pulls = Pulls(self._loop, inside, self._arena, lambda node_id: dialling.open(node_id, DATA), self._token)
-        self.object_store.pull = self._pulls.start
+        store, arena, node_id = self.object_store, self._arena, agent.node.node_id
+        self._pulling = pulling = Pulling(
+            self._loop, store, inside, arena, node_id, lambda other: dialling.open(other, DATA), self._token
+        )  # fmt: skip
+        self._serving = serving = Serving(self._loop, store, inside, arena, pulling, self._token)
+        store.puller = pulling
+        self._neighbours = neighbours = Neighbours(self._loop, agent.view.get, self._peers.connect)
+        store.on_freed = lambda object_ids: neighbours.free_copies(serving.copies_of(object_ids))
 
         def route(target: bytes, sock: socket.socket) -> bool:
-            return uploads.accept(sock) if target == DATA else dialling.route(target, sock)
+            return serving.accept(sock) if target == DATA else dialling.route(target, sock)
 
         listener = await self._transport.listen(self._options.listen, agent.accept, route=route)
         self._listeners.append(listener)
@@ -164,10 +171,12 @@ class HeadParts:
         await self.node_agent.close()
         if self._link is not None:
             self._link.close()
-        if self._uploads is not None:
-            self._uploads.close()
-        if self._pulls is not None:
-            await self._pulls.close()
+        if self._neighbours is not None:
+            self._neighbours.close()
+        if self._serving is not None:
+            self._serving.close()
+        if self._pulling is not None:
+            await self._pulling.close()
         await self.object_store.close()
         if self._dialling is not None:
             self._dialling.close()

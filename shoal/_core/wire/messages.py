@@ -356,8 +356,6 @@ class CreateObject(Message, tag=30):
     object_id: bytes
     nbytes: int
     owner: Address
-    #: The primary copy is on another node: this one may be dropped whenever its room is needed.
-    is_copy: bool = False
 
 
 class ObjectCreated(Message, tag=31):
@@ -386,14 +384,21 @@ class PinObjects(Message, tag=34):
     object_ids: list[bytes]
     #: One (node of the primary copy, bytes) per object; empty: all are of this node.
     sources: list[tuple[bytes, int]] = []
+    #: Whose turn it is when much is to be fetched from other nodes.
+    urgency: int = 0  # 0: somebody is blocked in get, 1: arguments of a task, 2: ahead of need
 
 
 class ObjectsPinned(Message, tag=35):
-    """One (offset, nbytes) per object asked; offset -1: lost; -2: read ``paths[i]`` instead (an object larger than the store)."""
+    """One (offset, nbytes) per object asked; offset -1: lost; -2: read ``paths[i]`` instead (an object larger than the store).
+
+    A PinObjects that is cancelled is answered all the same, with what it has got so far.
+    """
 
     rid: int
     places: list[tuple[int, int]]
     paths: list[str] = []
+    #: (index, kind, message) of those that are not lost, but for whose copy this node has no room.
+    refused: list[tuple[int, str, str]] = []
 
 
 class UnpinObjects(Message, tag=36):
@@ -401,9 +406,11 @@ class UnpinObjects(Message, tag=36):
 
 
 class FreeObjects(Message, tag=37):
-    """The owner holds no reference any more."""
+    """The owner holds no reference any more. To the node of the primary copy, whose agent tells those that have other copies."""
 
     object_ids: list[bytes]
+    #: Between agents: the primary is gone; drop the copy, if a copy is what is there.
+    copies: bool = False
 
 
 class OwnedObject(msgspec.Struct, array_like=True, gc=False):
@@ -453,7 +460,10 @@ class RemoveBorrower(Message, tag=53):
 
 
 class ReportLost(Message, tag=54):
-    """The object store of that node could not produce the object: recompute it, if that is where its primary copy still is."""
+    """The object store of that node could not produce the object: find another copy, or compute it again.
+
+    Old news, if its owner knows of another place by now.
+    """
 
     object_id: bytes
     node_id: bytes

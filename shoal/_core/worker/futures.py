@@ -11,15 +11,23 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 from shoal._base.references import ObjectRef
 from shoal._core.serialization import deserialize, deserialize_error
 
 from .bridge import Bridge
 from .core import Core
-from .entries import FAILED, INLINE, PENDING, STORED, Entry
+from .entries import FAILED, INLINE, STORED, Entry
 from .values import Values
+
+
+class _Refusal(NamedTuple):
+    """Instead of a place: this node has no room for a copy of the value."""
+
+    #: Serialized.
+    error: bytes
+
 
 #: (future, entry, place of a stored value, the reference, which lives until then)
 _Delivered = tuple[Any, Entry, Any, Any]
@@ -71,13 +79,12 @@ class Futures:
 
         def done(entry: Entry, _arg: Any) -> None:
             if entry.kind == STORED:
-
-                def pinned(place: Any) -> None:
-                    deliver((future, entry, place, ref))
-
-                self._core.objects.pin(entry, pinned)
-                if entry.kind == PENDING:  # lost, and being computed again
-                    self._core.objects.when_done(entry, done, None)
+                self._core.objects.pin(
+                    entry,
+                    lambda place: deliver((future, entry, place, ref)),
+                    lambda error: deliver((future, entry, _Refusal(error), ref)),
+                    lost=lambda: self._core.objects.when_done(entry, done, None),
+                )
             else:
                 deliver((future, entry, None, ref))
 
@@ -89,7 +96,9 @@ class Futures:
         try:
             if future.done():
                 return
-            if entry.kind == FAILED:
+            if isinstance(place, _Refusal):
+                future.set_exception(_raisable(deserialize_error(place.error)))
+            elif entry.kind == FAILED:
                 entry.seen = True
                 future.set_exception(_raisable(deserialize_error(entry.data)))
             else:
@@ -100,12 +109,11 @@ class Futures:
                 else:
                     future.set_result(value)
         finally:
-            if place is not None:
-                self._post(self._core.store.unpin, entry.object_id)
+            self.give_back(delivered)
 
     def give_back(self, delivered: _Delivered) -> None:
-        """Nobody wants the value any more."""
-        if delivered[2] is not None:
+        """Nobody reads the value any more."""
+        if delivered[2] is not None and not isinstance(delivered[2], _Refusal):
             self._post(self._core.store.unpin, delivered[1].object_id)
 
 

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 #: Refusal of a read by a process that leaves: the node agent has the object.
 OWNER_LEFT = "OwnerLeft"
+#: Urgencies of PinObjects.
+ARGUMENT, AHEAD = 1, 2
 #: Seconds after the end of a borrower until its registrations are dropped.
 TAKE_OVER_S = 0.25
 
@@ -343,6 +345,9 @@ class Objects:
             self.operations.remove(operation)
         operation.abandoned = True
         if isinstance(operation, GetOperation):
+            pins, operation.pins = operation.pins, {}
+            for future in pins.values():
+                future.cancel()
             for object_id in operation.places:
                 self.core.store.unpin(object_id)
             operation.places.clear()
@@ -368,42 +373,74 @@ class Objects:
                 self._pin_for(operation, entry)
 
     def _pin_for(self, operation: GetOperation, entry: Entry) -> None:
-        self.pin(entry, lambda place: self._pinned(operation, entry, place))
+        operation.pins[entry] = self.pin(
+            entry, lambda place: self._pinned(operation, entry, place), lambda error: self._refused(operation, entry, error)
+        )
 
     def _pinned(self, operation: GetOperation, entry: Entry, place: Any) -> None:
+        operation.pins.pop(entry, None)
         if operation.fired or operation.abandoned:
             self.core.store.unpin(entry.object_id)
             return
         operation.places[entry.object_id] = place
         operation.arrived(entry)
 
-    def pin(self, entry: Entry, then: Callable[[Any], None]) -> None:
-        """Make a stored value readable here, then call ``then(place)``. A lost one is recovered and completes again first."""
+    def _refused(self, operation: GetOperation, entry: Entry, error: bytes) -> None:
+        operation.pins.pop(entry, None)
+        operation.refused(error)
+
+    def pin(
+        self, entry: Entry, then: Callable[[Any], None], refused: Callable[[bytes], None], lost: Callable[[], None] | None = None
+    ) -> asyncio.Future[Any]:
+        """Make a stored value readable here, then call ``then(place)``. Cancel the future to give up.
+
+        Args:
+            refused: gets a serialized error: this node has no room for a copy; the value is where it was.
+            lost: called instead when the value is gone: it is being recovered, and completes again, or has failed.
+        """
         stored: Stored = entry.data
 
         def pinned(done: asyncio.Future[Any]) -> None:
-            error = done.exception() if not done.cancelled() else ConnectionLost("cancelled")
+            if done.cancelled():
+                return
+            error = done.exception()
             if error is None and done.result()[0] is not None:
                 then(done.result()[0])
                 return
             if isinstance(error, RequestFailed):
-                self.own.reset(entry)
-                self.complete(entry, FAILED, error_bytes(error, entry))
-            elif error is None and entry.kind == STORED and entry.data != stored:
-                self.pin(entry, then)
+                refused(error_bytes(error, entry))
                 return
-            elif error is None:
+            if error is None and entry.kind == STORED and entry.data != stored:
+                self.pin(entry, then, refused, lost)
+                return
+            if error is None:
                 self.lost(entry, stored.node_id)
-                if entry.kind != PENDING:
-                    return
             elif not self.core.closing:  # the head has ended, and the value with it
                 self.own.reset(entry)
                 self.complete(entry, FAILED, serialize_system_error(self.core.head_ended()))
             else:
                 return
+            if lost is not None:
+                lost()
             self.core.flush()
 
-        self.core.store.pin([entry.object_id], [stored]).add_done_callback(pinned)
+        future = self.core.store.pin([entry.object_id], [stored])
+        future.add_done_callback(pinned)
+        return future
+
+    def prefetch(self, object_ids: list[bytes]) -> None:
+        """Have the values that lie on other nodes brought to this one, which keeps them for as long as it has room. Nobody waits for it."""
+        here = self.core.me.node_id
+        entries = [self.own.entries.get(object_id) for object_id in object_ids]
+        stored = [entry for entry in entries if entry is not None and entry.kind == STORED and entry.data.node_id != here]
+        for entry in stored:
+            future = self.core.store.pin([entry.object_id], [entry.data], AHEAD)
+            future.add_done_callback(partial(self._prefetched, entry.object_id))
+
+    def _prefetched(self, object_id: bytes, done: asyncio.Future[Any]) -> None:
+        # Whoever reads it will hear what is wrong with it.
+        if not done.cancelled() and done.exception() is None and done.result()[0] is not None:
+            self.core.store.unpin(object_id)
 
     # --- serving borrowers ---------------------------------------------------------------------------------
 

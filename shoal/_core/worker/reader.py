@@ -102,6 +102,8 @@ class Reader:
                 done = operation.wait(timeout_s)
             if not done:
                 raise self._timeout(refs, [self._entries.get(ref._id) for ref in refs], timeout_s)
+            if operation.refusal:
+                raise deserialize_error(operation.refusal)
             return dict(operation.places)
         except BaseException:
             self._post(self._core.objects.end_operation, operation)
@@ -118,6 +120,16 @@ class Reader:
         )
 
     def wait(self, refs: Sequence[Any], num_returns: int, timeout_s: float | None, fetch_local: bool) -> tuple[list[Any], list[Any]]:
+        ready, rest = self._wait_ready(refs, num_returns, timeout_s)
+        if fetch_local and (elsewhere := [ref._id for ref in ready if self._is_elsewhere(ref)]):
+            self._post(self._core.objects.prefetch, elsewhere)
+        return ready, rest
+
+    def _is_elsewhere(self, ref: Any) -> bool:
+        entry = self._entries.get(ref._id) if isinstance(ref, ObjectRef) else None
+        return entry is not None and entry.kind == STORED and entry.data.node_id != self._core.me.node_id
+
+    def _wait_ready(self, refs: Sequence[Any], num_returns: int, timeout_s: float | None) -> tuple[list[Any], list[Any]]:
         ready, rest = self._split(refs, num_returns)
         if len(ready) >= num_returns:
             return ready, rest

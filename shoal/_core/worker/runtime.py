@@ -32,6 +32,7 @@ from .execution.calls import ActorExit, Call, current_call
 from .futures import Futures
 from .hand_over import PLANNED_ENDS, finish_tasks, hand_over
 from .inbox import Inbox
+from .objects import ARGUMENT
 from .reader import Reader
 from .submitter import Submitter
 from .values import Values
@@ -212,7 +213,7 @@ class CoreRuntime:
         while missing:
             ids = list(missing)
             sources = [(dep.node_id, dep.nbytes) for dep in missing.values()]
-            found = self.bridge.call(lambda ids=ids, sources=sources: self.core.store.pin(ids, sources))  # type: ignore[misc]
+            found = self.bridge.request(lambda ids=ids, sources=sources: self.core.store.pin(ids, sources, ARGUMENT), None)  # type: ignore[misc]
             places.update((object_id, place) for object_id, place in zip(ids, found, strict=True) if place is not None)
             missing = {object_id: dep for object_id, dep in missing.items() if object_id not in places}
             for dep in missing.values():

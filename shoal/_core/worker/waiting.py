@@ -8,6 +8,8 @@ grows with the number of objects.
 from __future__ import annotations
 
 import threading
+from asyncio import Future
+from typing import Any
 
 from .entries import FAILED, Entry
 
@@ -43,7 +45,7 @@ class Operation:
 class GetOperation(Operation):
     """All values, readable here; or the first error."""
 
-    __slots__ = ("object_ids", "pending", "places", "unfinished")
+    __slots__ = ("object_ids", "pending", "pins", "places", "refusal", "unfinished")
 
     def __init__(self, object_ids: list[bytes]) -> None:
         super().__init__()
@@ -54,6 +56,16 @@ class GetOperation(Operation):
         self.unfinished: dict[Entry, None] = {}
         #: object id -> place in the arena, pinned for this operation.
         self.places: dict[bytes, object] = {}
+        #: What is being made readable; cancelled when the thread gives up.
+        self.pins: dict[Entry, Future[Any]] = {}
+        #: Serialized error: this node has no room for one of them.
+        self.refusal = b""
+
+    def refused(self, error: bytes) -> None:
+        """One of them cannot be made readable here."""
+        if not self.fired:
+            self.refusal = error
+            self.fire()
 
     def arrived(self, entry: Entry) -> None:
         """The value is readable."""

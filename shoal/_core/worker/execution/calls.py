@@ -136,6 +136,9 @@ class CallRunner:
         if call.ready is not None:
             with call.ready:
                 call.ready = None
+            # The wait is not the task's: the arguments of those queued behind come meanwhile, so it says nothing of how many may be queued.
+            # With the wait counted, each worker got one task at a time and waited for its argument, and dozens of workers were started.
+            call.started_at = time.perf_counter()
             if call.error is not None:
                 raise call.error
         lost = [dep for dep in task.deps if dep.value is None and call.places.get(dep.object_id) is None]

@@ -17,6 +17,7 @@ from shoal import exceptions
 from shoal._core.serialization import serialize_system_error
 from shoal._core.transport import Connection, RequestFailed
 from shoal._core.wire import messages as m
+from shoal._core.worker.objects import ARGUMENT
 
 from .calls import Call, Caller, cancelled_before_start
 from .generators import StreamGate
@@ -121,7 +122,7 @@ class Inbound:
                 call.error = exceptions.RaySystemError(str(error))
             ready.release()
 
-        self.core.store.pin(ids, [(dep.node_id, dep.nbytes) for dep in missing]).add_done_callback(pinned)
+        self.core.store.pin(ids, [(dep.node_id, dep.nbytes) for dep in missing], ARGUMENT).add_done_callback(pinned)
 
     def on_batch_end(self) -> None:
         """Hand over everything that arrived in one read at once."""

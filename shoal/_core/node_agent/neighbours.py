@@ -1,0 +1,54 @@
+"""What this node's agent tells the agents of other nodes, over one connection to each that is made at its first use."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+
+from shoal._core.node_agent.peers import Peer
+from shoal._core.wire.messages import FreeObjects, NodeRecord
+
+log = logging.getLogger("shoal.node_agent")
+
+
+class Neighbours:
+    """One node's. Used on the loop.
+
+    Args:
+        node: finds the record of a living node.
+        connect: opens (or reuses) the connection to an endpoint. Raises OSError.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        node: Callable[[bytes], NodeRecord | None],
+        connect: Callable[[str], Awaitable[Peer]],
+    ) -> None:
+        self._loop = loop
+        self._node = node
+        self._connect = connect
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def free_copies(self, copies: Mapping[bytes, list[bytes]]) -> None:
+        """Objects are gone here: the nodes (keys) may drop their copies."""
+        for node_id, object_ids in copies.items():
+            task = self._loop.create_task(self._free(node_id, object_ids))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+
+    def close(self) -> None:
+        for task in self._under_way:
+            task.cancel()
+
+    async def _free(self, node_id: bytes, object_ids: list[bytes]) -> None:
+        record = self._node(node_id)
+        if record is None:
+            return  # its copies have died with it
+        try:
+            connection = await self._connect(record.endpoint)
+        except OSError as error:
+            log.debug("Node %s is not told that %d of its copies are not needed: %s", record.name, len(object_ids), error)
+        else:
+            connection.send(FreeObjects(object_ids, copies=True))
