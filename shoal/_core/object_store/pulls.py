@@ -17,7 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from shoal._core.object_store import transfer
 from shoal._core.object_store.arena import Arena
 from shoal._core.object_store.client import Place, StoreClient
+from shoal._core.transport.blocking import BlockingSocket
 from shoal._core.transport.errors import RequestFailed, TransportError
+from shoal._core.transport.preamble import DATA
+from shoal._core.transport.trust import Trust
 from shoal._core.wire.messages import Address
 
 log = logging.getLogger("shoal.object_store")
@@ -46,18 +49,18 @@ class Pulls:
         client: StoreClient,
         arena: Arena,
         open_socket: Callable[[bytes], Awaitable[socket.socket]],
-        token: bytes,
+        trust: Trust,
     ) -> None:
         self._loop = loop
         self._client = client
         self._arena = arena
         self._open_socket = open_socket
-        self._token = token
+        self._trust = trust
         self._slots = asyncio.Semaphore(MOST)
         self._threads = ThreadPoolExecutor(MOST, "shoal-pull")
         self._pulls: set[asyncio.Task[None]] = set()
-        self._idle: dict[bytes, list[socket.socket]] = {}
-        self._in_use: set[socket.socket] = set()
+        self._idle: dict[bytes, list[BlockingSocket]] = {}
+        self._in_use: set[BlockingSocket] = set()
 
     def start(self, object_id: bytes, node_id: bytes, nbytes: int) -> None:
         """Create the object here and fetch its bytes. It is in the store, unsealed, when this returns."""
@@ -71,7 +74,7 @@ class Pulls:
         for pull in self._pulls:
             pull.cancel()
         for sock in self._in_use:
-            transfer.hang_up(sock)
+            sock.hang_up()
         await asyncio.gather(*self._pulls, return_exceptions=True)
         self._threads.shutdown()
         for idle in self._idle.values():
@@ -105,9 +108,9 @@ class Pulls:
                 return
             except (OSError, EOFError) as error:
                 log.debug("A kept connection to node %s was of no use any more: %s", node_id.hex(), error)
-        await self._receive(await self._open_socket(node_id), True, object_id, node_id, place)
+        await self._receive(BlockingSocket(await self._open_socket(node_id)), True, object_id, node_id, place)
 
-    async def _receive(self, sock: socket.socket, fresh: bool, object_id: bytes, node_id: bytes, place: Place) -> None:
+    async def _receive(self, sock: BlockingSocket, fresh: bool, object_id: bytes, node_id: bytes, place: Place) -> None:
         """Fetch over this socket, which is kept or closed afterwards."""
         self._in_use.add(sock)
         work = self._loop.run_in_executor(self._threads, self._receive_now, sock, fresh, object_id, place)
@@ -118,14 +121,14 @@ class Pulls:
             raise
         except BaseException:
             if not work.done():  # cancelled: the memory must not be given away under the thread
-                transfer.hang_up(sock)
+                sock.hang_up()
                 await asyncio.wait([work])
             self._in_use.discard(sock)
             sock.close()
             raise
         self._keep(sock, node_id)
 
-    def _keep(self, sock: socket.socket, node_id: bytes) -> None:
+    def _keep(self, sock: BlockingSocket, node_id: bytes) -> None:
         self._in_use.discard(sock)
         idle = self._idle.setdefault(node_id, [])
         if len(idle) < _KEPT:
@@ -133,12 +136,12 @@ class Pulls:
         else:
             sock.close()
 
-    def _receive_now(self, sock: socket.socket, fresh: bool, object_id: bytes, place: Place) -> None:
+    def _receive_now(self, sock: BlockingSocket, fresh: bool, object_id: bytes, place: Place) -> None:
         if fresh:
-            transfer.prepare(sock)
-            transfer.prove(sock, "client", self._token)
-        sock.sendall(transfer.REQUEST.pack(object_id, 0, place.nbytes))
-        reply = transfer.receive_exactly(sock, transfer.REPLY.size)
+            sock.prove("client", self._trust, DATA)
+            sock.limit_wait(transfer.STALL_S)
+        sock.send(transfer.REQUEST.pack(object_id, 0, place.nbytes))
+        reply = sock.receive(transfer.REPLY.size)
         if not reply:
             raise EOFError("The other node hung up.")
         found, nbytes = transfer.REPLY.unpack(reply)
@@ -147,11 +150,11 @@ class Pulls:
         if nbytes != place.nbytes:
             raise EOFError(f"It has {nbytes} bytes there, and {place.nbytes} were expected.")
         if not place.path:
-            transfer.receive_into(sock, self._arena.writable_range(place.offset, nbytes))
+            sock.receive_into(self._arena.writable_range(place.offset, nbytes))
             return
         descriptor = os.open(place.path, os.O_RDWR | os.O_CLOEXEC)
         try:
             with mmap.mmap(descriptor, place.offset + nbytes) as file, memoryview(file) as view, view[place.offset :] as target:
-                transfer.receive_into(sock, target)
+                sock.receive_into(target)
         finally:
             os.close(descriptor)

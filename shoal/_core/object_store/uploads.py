@@ -16,8 +16,10 @@ import threading
 from shoal._core.object_store import transfer
 from shoal._core.object_store.arena import Arena
 from shoal._core.object_store.client import Place, StoreClient
+from shoal._core.transport.blocking import BlockingSocket
 from shoal._core.transport.errors import TransportError
-from shoal._core.transport.preamble import Answer
+from shoal._core.transport.preamble import DATA, Answer
+from shoal._core.transport.trust import Trust
 
 log = logging.getLogger("shoal.object_store")
 
@@ -32,12 +34,12 @@ _JOIN_S = 1.0
 class Uploads:
     """One node's. ``accept`` and ``close`` on the loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, client: StoreClient, arena: Arena, token: bytes) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, client: StoreClient, arena: Arena, trust: Trust) -> None:
         self._loop = loop
         self._client = client
         self._arena = arena
-        self._token = token
-        self._threads: dict[socket.socket, threading.Thread] = {}
+        self._trust = trust
+        self._threads: dict[BlockingSocket, threading.Thread] = {}
         self._lock = threading.Lock()
         self._closed = False
 
@@ -46,7 +48,8 @@ class Uploads:
         with self._lock:
             if self._closed or len(self._threads) >= MOST:
                 return False
-            thread = self._threads[sock] = threading.Thread(target=self._run, args=(sock,), name="shoal-upload", daemon=True)
+            given = BlockingSocket(sock)
+            thread = self._threads[given] = threading.Thread(target=self._run, args=(given,), name="shoal-upload", daemon=True)
         thread.start()
         return True
 
@@ -56,20 +59,19 @@ class Uploads:
             self._closed = True
             threads = dict(self._threads)
         for sock in threads:
-            transfer.hang_up(sock)
+            sock.hang_up()
         for thread in threads.values():
             thread.join(_JOIN_S)
 
-    def _run(self, sock: socket.socket) -> None:
+    def _run(self, sock: BlockingSocket) -> None:
         try:
-            transfer.prepare(sock)
-            sock.sendall(bytes((Answer.OPEN,)))
-            rest = transfer.prove(sock, "server", self._token)
-            transfer.limit_wait(sock, IDLE_S)
-            while request := transfer.receive_exactly(sock, transfer.REQUEST.size, rest):
-                rest = b""
+            sock.limit_wait(IDLE_S)
+            sock.send(bytes((Answer.OPEN,)))
+            sock.prove("server", self._trust, DATA)
+            sock.limit_wait(IDLE_S)
+            while request := sock.receive(transfer.REQUEST.size):
                 self._serve(sock, *transfer.REQUEST.unpack(request))
-        except BlockingIOError:
+        except (BlockingIOError, TimeoutError):
             log.debug("Nothing was asked for %g s, or nothing moved.", IDLE_S)
         except (OSError, EOFError, TransportError) as error:
             log.debug("An upload ended: %s", error)
@@ -78,22 +80,22 @@ class Uploads:
                 del self._threads[sock]
             sock.close()
 
-    def _serve(self, sock: socket.socket, object_id: bytes, offset: int, nbytes: int) -> None:
+    def _serve(self, sock: BlockingSocket, object_id: bytes, offset: int, nbytes: int) -> None:
         place = asyncio.run_coroutine_threadsafe(self._pin(object_id), self._loop).result()
         if place is None:
-            sock.sendall(transfer.REPLY.pack(0, 0))
+            sock.send(transfer.REPLY.pack(0, 0))
             return
         try:
             if offset + nbytes > place.nbytes:
                 raise EOFError(f"Bytes {offset} to {offset + nbytes} were asked of an object of {place.nbytes}.")
-            transfer.limit_wait(sock, transfer.STALL_S)
-            sock.sendall(transfer.REPLY.pack(1, place.nbytes))
+            sock.limit_wait(transfer.STALL_S)
+            sock.send(transfer.REPLY.pack(1, place.nbytes))
             if place.path:
                 with open(place.path, "rb") as file:
-                    transfer.send_range(sock, file.fileno(), place.offset + offset, nbytes)
+                    sock.send_range(file.fileno(), place.offset + offset, nbytes)
             else:
-                transfer.send_range(sock, self._arena.fd, place.offset + offset, nbytes)
-            transfer.limit_wait(sock, IDLE_S)
+                sock.send_range(self._arena.fd, place.offset + offset, nbytes)
+            sock.limit_wait(IDLE_S)
         finally:
             self._loop.call_soon_threadsafe(self._client.unpin, object_id)
 

@@ -60,12 +60,12 @@ class HeadParts:
         loop, settings, session, plan = context.loop, context.options.settings, context.session, context.plan
         self._loop = loop
         self._session = session
-        self._transport = SocketTransport(loop, context.token)
+        self._transport = SocketTransport(loop, context.trust)
         #: Connections of the node agent to other processes.
         self._peers = SharedConnections(loop, self._transport, _no_message)
         self._options = context.options
         self._arena = context.arena
-        self._token = context.token
+        self._trust = context.trust
         #: Ours, in a session of one node; else the cluster's is elsewhere.
         self._control_store = None if context.options.control_address else LocalControlStore(loop, session, settings)
         spill_dir = os.path.abspath(context.options.spill_dir) if context.options.spill_dir else str(session.spill_dir)
@@ -144,8 +144,8 @@ class HeadParts:
         handover = Handover(self._loop, str(self._session.path / paths.HANDOVER_SOCKET))
         self._dialling = dialling = Dialling(self._loop, handover, agent.view.get, agent.connection_of)
         inside = inside_client(self._loop, self.object_store, self._arena, "other nodes")
-        self._uploads = uploads = Uploads(self._loop, inside, self._arena, self._token)
-        self._pulls = Pulls(self._loop, inside, self._arena, lambda node_id: dialling.open(node_id, DATA), self._token)
+        self._uploads = uploads = Uploads(self._loop, inside, self._arena, self._trust)
+        self._pulls = Pulls(self._loop, inside, self._arena, lambda node_id: dialling.open(node_id, DATA), self._trust)
         self.object_store.pull = self._pulls.start
 
         def route(target: bytes, sock: socket.socket) -> bool:

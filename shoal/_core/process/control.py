@@ -61,7 +61,7 @@ async def _serve(loop: asyncio.AbstractEventLoop, options: ControlOptions, lifel
             "or move the file away, and start again: without it jobs, actors, names and placement groups are forgotten, and nodes that "
             "still run start anew."
         ) from error
-    transport = SocketTransport(loop, session.token())
+    transport = SocketTransport(loop, session.trust())
     listener = await transport.listen(options.listen, store.accept)
     # For the next start: the address that everybody knows.
     sessions.write_control_options(session.directory, msgspec.structs.replace(options, listen=listener.address))
