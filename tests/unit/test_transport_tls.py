@@ -562,9 +562,9 @@ def test_not_loopback(host: str) -> None:
 
 def test_where_others_reach_who_listens_at_all_addresses() -> None:
     assert is_any("0.0.0.0")
-    assert str(announced(TcpAddress("0.0.0.0", 5), "10.0.0.1")) == "tcp:10.0.0.1:5"
-    assert str(announced(TcpAddress("::", 5), "fd77::1")) == "tcp:[fd77::1]:5"
-    assert str(announced(TcpAddress("10.0.0.2", 5), "10.0.0.1")) == "tcp:10.0.0.2:5"
+    assert announced("tcp:0.0.0.0:5", "10.0.0.1") == "tcp:10.0.0.1:5"
+    assert announced("tcp:[::]:5", "fd77::1") == "tcp:[fd77::1]:5"
+    assert announced("tcp:10.0.0.2:5", "10.0.0.1") == "tcp:10.0.0.2:5"
 
 
 @pytest.mark.parametrize("tokens", [Tokens(b"a" * 32), Tokens(b"a" * 32, b"b" * 20)])

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from shoal._core.transport import Connection, Tokens, Trust
 from shoal._core.transport.preamble import RECEPTION
 from shoal._core.transport.sockets import SocketTransport
-from shoal._core.wire.messages import Message
+from shoal._core.wire.messages import Ack, Message, RotateToken
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -43,6 +43,19 @@ def ask(address: str, tokens: Tokens, message: Message, reply: type[Reply], *, t
     if not isinstance(answer, reply):
         raise TypeError(f"{address} answered {type(message).__name__} with {type(answer).__name__}, not {reply.__name__}.")
     return answer
+
+
+def rotate_token(address: str, tokens: Tokens, token: bytes) -> None:
+    """Change the cluster's token: every node and process that can be reached uses the new one when this returns.
+
+    The token before it is accepted until the next change: by it nodes that could not be reached come back, and are told then. Callers
+    that keep the token somewhere change it there after this. Blocks a few seconds at most.
+
+    Raises:
+        RequestFailed: ValueError, the token is too short.
+        ConnectFailed, ConnectionLost, TimeoutError: as ``ask``. It may have been changed, so that both must be tried next.
+    """
+    ask(address, tokens, RotateToken(0, token), Ack)
 
 
 async def _ask(address: str, tokens: Tokens, message: Message, timeout_s: float) -> Any:

@@ -56,9 +56,10 @@ def is_any(host: str) -> bool:
     return address is not None and address.is_unspecified
 
 
-def announced(bound: TcpAddress, node_ip: str) -> TcpAddress:
+def announced(bound: str, node_ip: str) -> str:
     """Return where others reach who listens at ``bound``: all addresses of a machine are none that one could connect to."""
-    return TcpAddress(node_ip, bound.port) if is_any(bound.host) else bound
+    where = parse_address(bound)
+    return str(TcpAddress(node_ip, where.port)) if isinstance(where, TcpAddress) and is_any(where.host) else bound
 
 
 def _numeric(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

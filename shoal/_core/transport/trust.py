@@ -55,6 +55,10 @@ class Trust:
         self.tokens = tokens
         self._directory = directory
 
+    def rotate(self, token: bytes) -> None:
+        """Prove this token from now on, and accept the one before it. Idempotent."""
+        self.tokens = self.tokens.rotated(token)
+
     @cached_property
     def certificates(self) -> Certificates:
         """The node's. Raises NoCertificate; asked again, it looks again."""

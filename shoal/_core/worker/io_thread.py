@@ -159,7 +159,7 @@ class IoThread:
             connector = NodeConnector(self.loop, transport, agent, me, path, self._accept)
         self.core = core = Core(
             loop=self.loop, transport=transport, connector=connector, settings=settings, me=me, job_id=b"\0" * 4,
-            runs_tasks=not request.is_driver, on_agent_lost=self._on_agent_lost,
+            runs_tasks=not request.is_driver, on_agent_lost=self._on_agent_lost, on_token=trust.rotate,
         )  # fmt: skip
         core.has_other_nodes = bool(registered.endpoint)
         self.inbox = Inbox(self.loop, core.flush)
