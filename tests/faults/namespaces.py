@@ -8,8 +8,9 @@
         network.cut(one, two, one_way=True)        nothing gets from one to two
         network.heal()
 
-Needs root and ``ip``; ``needs_namespaces`` skips a test elsewhere. Packets are made to vanish by a wrong address of the other machine's network
-card in the sender's neighbour table, as this needs no filter in the kernel. All is deleted at the end, and what still runs there is killed.
+Needs root and ``ip``; ``needs_namespaces`` skips a test elsewhere. Packets are made to vanish by a wrong address of the other machine's
+network card in the sender's neighbour table, as this needs no filter in the kernel. All is deleted at the end, and what still runs
+there is killed.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ async def dial(loop: asyncio.AbstractEventLoop, where: TcpAddress, target: bytes
         tune(sock)
         async with asyncio.timeout_at(deadline):
             await loop.sock_sendall(sock, encode_preamble(target, encrypted=leaves_machine(sock.getpeername())))
-            check_answer(await loop.sock_recv(sock, _ANSWER_BYTES), str(where))
+            check_answer(await loop.sock_recv(sock, _ANSWER_BYTES), str(where), target)
     except TimeoutError:
         sock.close()
         raise HandshakeTimeout(

@@ -84,7 +84,7 @@ def is_preamble(data: bytes) -> bool:
     return data[: len(_MAGIC)] == _MAGIC[: len(data)]
 
 
-def check_answer(data: bytes, where: str) -> None:
+def check_answer(data: bytes, where: str, target: bytes) -> None:
     """Raise what an answer other than OPEN means for the client."""
     if not data:
         raise NotShoal(f"Whoever listens at {where} hung up at our first words. Check that the address is that of a shoal cluster.")
@@ -95,6 +95,11 @@ def check_answer(data: bytes, where: str) -> None:
         raise VersionMismatch(
             f"{where} runs another release of shoal: it does not speak protocol version {PROTOCOL_VERSION}. "
             "Use the same release in all processes of a cluster."
+        )
+    if answer == Answer.UNKNOWN and target == RECEPTION:
+        raise ConnectFailed(
+            f"At {where} is no control store: it is the port of a node. Use the address of the cluster's control store, which "
+            "'shoal status' and 'shoal start --head' print."
         )
     if answer == Answer.UNKNOWN:
         raise ConnectFailed(f"{where} refused the connection: the process that was asked for is not there, or has ended.")
