@@ -58,10 +58,9 @@ def _why_not() -> str:
         subprocess.run(["ip", "netns", "del", name], check=True)
 
 
-def needs_namespaces(test: T) -> T:
-    """Skip a test where there can be no namespaces, with the reason."""
-    why = _why_not()
-    return pytest.mark.skipif(bool(why), reason=why)(test)
+_WHY_NOT = _why_not()
+#: Marks tests that are skipped, with the reason, where there can be no namespaces.
+needs_namespaces = pytest.mark.skipif(bool(_WHY_NOT), reason=_WHY_NOT)
 
 
 def _ip(*words: str) -> None:
@@ -126,6 +125,11 @@ class Machine:
             raise error
         found: T = result
         return found
+
+    def pids(self) -> list[int]:
+        """Return the processes that run there."""
+        done = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=True)
+        return [int(word) for word in done.stdout.split()]
 
     def listening(self) -> set[tuple[str, int]]:
         """Return (address, port) of every TCP socket that listens there."""
@@ -219,27 +223,22 @@ def namespaces(count: int) -> Iterator[Network]:
         network.heal()
         yield network
     finally:
-        for machine in machines:
-            for process in machine.processes:
-                process.kill()
-                process.wait()
-        _end_all(made)
+        begun = [machine for machine in machines if machine.namespace in made]
+        for process in (process for machine in begun for process in machine.processes):
+            process.kill()
+            process.wait()
+        _end_all(begun)
         for name in made:
             _ip("netns", "del", name)
 
 
-def _end_all(names: Sequence[str]) -> None:
-    """Kill what still runs in these namespaces; a namespace whose processes live on would not go."""
+def _end_all(machines: Sequence[Machine]) -> None:
+    """Kill what still runs there; a namespace whose processes live on would not go."""
     deadline = time.monotonic() + _GONE_S
-    while pids := [pid for name in names for pid in _pids(name)]:
+    while pids := [pid for machine in machines for pid in machine.pids()]:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if time.monotonic() > deadline:
-            raise TimeoutError(f"Processes {pids} in {names} do not end.")
+            raise TimeoutError(f"Processes {pids} do not end.")
         time.sleep(0.01)
-
-
-def _pids(name: str) -> list[int]:
-    done = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True)
-    return [int(word) for word in done.stdout.split()]
