@@ -37,6 +37,7 @@ from shoal._core.process.asking import ask
 from shoal._core.process.discovery import spell
 from shoal._core.process.options import ControlOptions, HeadOptions
 from shoal._core.process.start import HeadProcess, start_control_store, start_head
+from shoal._core.transport.trust import Tokens
 from shoal._core.wire.messages import ListNodes, NodeList, NodeRecord
 
 __all__ = ["Cluster", "ClusterNode"]
@@ -257,7 +258,7 @@ class Cluster:
             time.sleep(_STEP_S)
 
     def _list_records(self) -> list[NodeRecord]:
-        return ask(self._control_address, self._token, ListNodes(0, fresh=False), NodeList).nodes
+        return ask(self._control_address, Tokens(self._token), ListNodes(0, fresh=False), NodeList).nodes
 
     def _options(self, given: Mapping[str, Any]) -> tuple[HeadOptions, dict[str, str]]:
         unknown = sorted(given.keys() - _ARGUMENTS - _WITHOUT_MEANING)

@@ -86,11 +86,12 @@ def _join(address: str, given: dict[str, Any]) -> SessionRecord:
     from shoal._core.process.asking import ask
     from shoal._core.process.discovery import clusters, live_records, resolve
     from shoal._core.process.start import start_head
+    from shoal._core.transport.trust import Tokens
     from shoal._core.wire.messages import Ack, Ping
 
     control_address = resolve(address, clusters(live_records()))
     token = find_token().encode()
-    ask(control_address, token, Ping(0), Ack)
+    ask(control_address, Tokens(token), Ping(0), Ack)
     options = read_options(given, given["node_ip_address"] or _address_towards(control_address), read_environment())
     options.control_address, options.is_head = control_address, False
     node = start_head(options, token, daemon=True)

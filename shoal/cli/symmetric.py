@@ -102,10 +102,11 @@ def _problem(control_address: str) -> str | None:
     from shoal._base.auth_token import find_token
     from shoal._core.process.asking import ask
     from shoal._core.transport.errors import HandshakeError, HandshakeTimeout
+    from shoal._core.transport.trust import Tokens
     from shoal._core.wire.messages import Ack, Ping
 
     try:
-        ask(control_address, find_token().encode(), Ping(0), Ack)
+        ask(control_address, Tokens(find_token().encode()), Ping(0), Ack)
     except HandshakeTimeout as error:
         return str(error)
     except HandshakeError:
@@ -118,11 +119,12 @@ def _problem(control_address: str) -> str | None:
 def _wait_for_nodes(control_address: str, count: int, timeout_s: float) -> None:
     from shoal._base.auth_token import find_token
     from shoal._core.process.asking import ask
+    from shoal._core.transport.trust import Tokens
     from shoal._core.wire.messages import ListNodes, NodeList
 
     deadline = time.monotonic() + timeout_s
     while True:
-        nodes = ask(control_address, find_token().encode(), ListNodes(0, fresh=False), NodeList).nodes
+        nodes = ask(control_address, Tokens(find_token().encode()), ListNodes(0, fresh=False), NodeList).nodes
         alive = sum(node.alive for node in nodes)
         if alive >= count:
             return

@@ -24,7 +24,7 @@ def run_worker(start):
         "mark": os.environ["SHOAL_WORKER_ID"],
         "descriptors": sorted(int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")),
         "arena_fd": start.arena_fd,
-        "token": start.token.hex(),
+        "token": start.tokens.current.hex(),
     }
     print(json.dumps(facts))
     # As the socket of a real worker.

@@ -16,6 +16,7 @@ from shoal._core.api.job import job_record
 from shoal._core.process.options import ControlOptions, HeadOptions
 from shoal._core.process.session import read_record
 from shoal._core.process.start import HeadProcess, restart_control_store, start_control_store, start_head
+from shoal._core.transport.trust import Tokens
 from shoal._core.worker.driver import connect_driver
 from shoal.testing.leaks import leak_check
 from shoal.testing.session_processes import kill
@@ -91,8 +92,8 @@ def many_nodes(
                 cluster.add(num_cpus, labels=labels[index] if labels else None, keep_control=keep_control and index == 0)
             first = cluster.nodes[0].ready
             runtime = connect_driver(
-                agent_address=first.agent_address, control_address=first.control_address, session_dir=first.session_dir, token=token,
-                job=record, settings=settings, entrypoint="tests", log_to_driver=False,
+                agent_address=first.agent_address, control_address=first.control_address, session_dir=first.session_dir,
+                tokens=Tokens(token), job=record, settings=settings, entrypoint="tests", log_to_driver=False,
             )  # fmt: skip
             holder.install(runtime)
             try:

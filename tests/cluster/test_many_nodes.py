@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
@@ -189,11 +188,10 @@ def test_strangers_at_the_port_get_nothing(nodes, target, words):
     with socket.create_connection((host, int(port)), timeout=10) as stranger:
         stranger.sendall(encode_preamble(target))
         assert stranger.recv(1) == b"\x01"
-        stranger.sendall(words)
-        with contextlib.suppress(OSError):  # it has hung up by then
+        try:  # it may hang up at any of these
+            stranger.sendall(words)
             stranger.shutdown(socket.SHUT_WR)
-        try:
             assert len(stranger.recv(1000)) <= 200, "no more than a hello and a proof, which are no use to it"
-        except ConnectionResetError:
+        except OSError:
             assert words
     assert shoal.get(where.options(**nodes.on(1)).remote(), timeout=20) == nodes.id_of(1)

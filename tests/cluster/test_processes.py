@@ -211,7 +211,7 @@ def test_a_worker_is_a_child_of_the_head_in_its_own_group_with_clean_descriptors
         assert facts["ppid"] == head.pid
         assert facts["mark"] == worker == processes.mark_of(pid, processes.WORKER_MARK)
         assert facts["descriptors"] == sorted({0, 1, 2, facts["arena_fd"]})
-        assert bytes.fromhex(facts["token"]) == head.session.token()
+        assert bytes.fromhex(facts["token"]) == head.session.tokens().current
         assert "shoal::idle" in Path(f"/proc/{pid}/cmdline").read_text()
 
 

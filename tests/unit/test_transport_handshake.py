@@ -8,12 +8,22 @@ from hypothesis import strategies as st
 
 from shoal._core.transport.errors import HandshakeError, NotShoal, VersionMismatch, WrongToken
 from shoal._core.transport.handshake import UNPROVED_LIMIT_BYTES, Handshake
+from shoal._core.transport.trust import Tokens
 
-TOKEN = b"t" * 32
+TOKENS = Tokens(b"t" * 32)
+STRANGER = Tokens(b"s" * 32)
+#: Bytes of a hello, and of a hello with a proof behind it.
+HELLO, ANSWER = 58, 90
 
 
-def pair(client_token: bytes = TOKEN, server_token: bytes = TOKEN, **kwargs: int) -> tuple[Handshake, Handshake]:
-    return Handshake("client", client_token, **kwargs), Handshake("server", server_token, **kwargs)  # type: ignore[arg-type]
+def pair(client: Tokens = TOKENS, server: Tokens = TOKENS, seen: tuple[bytes, bytes] = (b"", b"")) -> tuple[Handshake, Handshake]:
+    return Handshake("client", client, seen[0]), Handshake("server", server, seen[1])
+
+
+def agree(client: Handshake, server: Handshake) -> None:
+    server.receive(client.receive(server.receive(client.start())))
+    assert client.done
+    assert server.done
 
 
 def test_both_prove_and_pass_on_what_follows() -> None:
@@ -42,34 +52,86 @@ def test_any_split_works(sizes: list[int]) -> None:
     assert server.done
 
 
-def test_client_refuses_a_server_without_the_token() -> None:
-    client, server = pair(server_token=b"s" * 32)
+def test_a_server_proves_nothing_to_a_client_without_the_token() -> None:
+    client, server = pair(client=STRANGER)
+    with pytest.raises(WrongToken, match="client at the other side does not hold this cluster's token"):
+        server.receive(client.start())
+    assert not server.done
+    assert len(server.farewell) == HELLO
     with pytest.raises(WrongToken, match="server at the other side does not hold this cluster's token"):
-        client.receive(server.receive(client.start()))
+        client.receive(server.farewell)
     assert not client.done
 
 
-def test_server_refuses_a_client_without_the_token() -> None:
-    client, server = pair(client_token=b"s" * 32)
+def test_a_client_refuses_a_server_that_only_names_the_token() -> None:
+    client, server = pair()
+    hello = server.receive(client.start())[:HELLO]
+    with pytest.raises(WrongToken, match="server at the other side"):
+        client.receive(hello + b"\0" * 32)
+    assert not client.done
+
+
+def test_a_server_refuses_a_client_that_only_names_the_token() -> None:
+    client, server = pair()
     server.receive(client.start())
     with pytest.raises(WrongToken, match="client"):
         server.receive(b"\0" * 32)
     assert not server.done
 
 
+NEW, OLD, OLDER = b"n" * 32, b"o" * 32, b"p" * 32
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Tokens(NEW), Tokens(NEW, OLD)),
+        (Tokens(OLD), Tokens(NEW, OLD)),
+        (Tokens(NEW, OLD), Tokens(NEW, OLD)),
+        (Tokens(OLD, OLDER), Tokens(NEW, OLD)),
+    ],
+)
+def test_those_who_share_one_token_find_it(one: Tokens, other: Tokens) -> None:
+    agree(*pair(one, other))
+    agree(*pair(other, one))
+
+
+@pytest.mark.parametrize("late", [Tokens(OLDER), Tokens(OLDER, b"q" * 32), STRANGER])
+def test_a_token_before_the_previous_one_is_not_accepted(late: Tokens) -> None:
+    client, server = pair(late, Tokens(NEW, OLD))
+    with pytest.raises(WrongToken):
+        server.receive(client.start())
+
+
+def test_tokens_are_not_recognized_in_hellos() -> None:
+    """Two hellos of one process have nothing in common that tells that their tokens are the same."""
+    hellos = [Handshake("client", Tokens(NEW, OLD)).start() for _ in range(2)]
+    names = [hello[42 + start :][:8] for hello in hellos for start in (0, 8)]
+    assert len(set(names)) == 4
+    assert not any(token in hello for hello in hellos for token in (NEW, OLD))
+
+
+def test_what_the_two_sides_see_must_be_the_same() -> None:
+    agree(*pair(seen=(b"certificate", b"certificate")))
+    client, server = pair(seen=(b"certificate of a man in the middle", b"certificate"))
+    with pytest.raises(WrongToken, match="somebody between the two"):
+        client.receive(server.receive(client.start()))
+
+
 def test_reflection_proves_nothing() -> None:
     """An attacker sends the server its own hello and its own proof."""
-    server = Handshake("server", TOKEN, nonce=b"n" * 32)
-    answer = server.receive(Handshake("client", b"?" * 32, nonce=b"n" * 32).start())
-    assert answer[:42] == Handshake("client", TOKEN, nonce=b"n" * 32).start()  # the hellos are alike: only the keys differ
+    server = Handshake("server", TOKENS, nonce=b"n" * 32)
+    hello = Handshake("client", TOKENS, nonce=b"n" * 32).start()
+    answer = server.receive(hello)
+    assert answer[:HELLO] == hello  # the hellos are alike: only the keys differ
     with pytest.raises(WrongToken):
-        server.receive(answer[42:])
+        server.receive(answer[HELLO:])
 
 
 def test_proof_of_one_server_does_not_serve_another_client() -> None:
-    server = Handshake("server", TOKEN)
-    recorded = server.receive(Handshake("client", TOKEN).start())
-    victim = Handshake("client", TOKEN)
+    server = Handshake("server", TOKENS)
+    recorded = server.receive(Handshake("client", TOKENS).start())
+    victim = Handshake("client", TOKENS)
     victim.start()
     with pytest.raises(WrongToken):
         victim.receive(recorded)
@@ -79,19 +141,19 @@ def test_replayed_client_is_refused() -> None:
     client, server = pair()
     hello = client.start()
     proof = client.receive(server.receive(hello))
-    again = Handshake("server", TOKEN)
+    again = Handshake("server", TOKENS)
     again.receive(hello)
     with pytest.raises(WrongToken):
         again.receive(proof)
 
 
 def test_nonces_are_fresh() -> None:
-    assert len({Handshake("client", TOKEN).start() for _ in range(100)}) == 100
+    assert len({Handshake("client", TOKENS).start() for _ in range(100)}) == 100
 
 
 def test_version_mismatch_is_told_to_both() -> None:
-    client = Handshake("client", TOKEN, version=2)
-    server = Handshake("server", TOKEN, version=1)
+    client = Handshake("client", TOKENS, version=2)
+    server = Handshake("server", TOKENS, version=1)
     with pytest.raises(VersionMismatch, match=r"speaks protocol version 1, the other side version 2\. Use the same release"):
         server.receive(client.start())
     assert server.farewell
@@ -103,27 +165,27 @@ def test_version_mismatch_is_told_to_both() -> None:
 def test_strangers_are_refused_at_the_first_wrong_byte(data: bytes) -> None:
     for role in ("client", "server"):
         with pytest.raises(NotShoal, match="does not speak shoal's protocol"):
-            Handshake(role, TOKEN).receive(data)  # type: ignore[arg-type]
+            Handshake(role, TOKENS).receive(data)  # type: ignore[arg-type]
 
 
 def test_truncated_hello_is_not_answered() -> None:
-    server = Handshake("server", TOKEN)
-    assert server.receive(Handshake("client", TOKEN).start()[:41]) == b""
+    server = Handshake("server", TOKENS)
+    assert server.receive(Handshake("client", TOKENS).start()[:57]) == b""
     assert not server.done
 
 
 def test_talking_out_of_turn_is_refused() -> None:
-    server = Handshake("server", TOKEN)
+    server = Handshake("server", TOKENS)
     with pytest.raises(HandshakeError, match="out of turn"):
-        server.receive(Handshake("client", TOKEN).start() + b"x" * UNPROVED_LIMIT_BYTES)
+        server.receive(Handshake("client", TOKENS).start() + b"x" * UNPROVED_LIMIT_BYTES)
 
 
-@given(st.binary(max_size=200), st.integers(0, 73))
+@given(st.binary(max_size=200), st.integers(0, ANSWER - 1))
 def test_nothing_but_the_right_bytes_gets_through(noise: bytes, keep: int) -> None:
     client, server = pair()
     answer = server.receive(client.start())
     forged = answer[:keep] + noise
-    if forged[:74] == answer:
+    if forged[:ANSWER] == answer:
         return
     try:
         client.receive(forged)

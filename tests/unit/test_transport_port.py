@@ -14,6 +14,7 @@ import uvloop
 from shoal._core.transport import (
     ConnectFailed,
     Connection,
+    EncryptionMismatch,
     HandshakeTimeout,
     NotShoal,
     SocketListener,
@@ -25,9 +26,10 @@ from shoal._core.transport.addresses import TcpAddress, parse_address
 from shoal._core.transport.handover import TICKET_BYTES, Handover, fetch
 from shoal._core.transport.port import Port, dial
 from shoal._core.transport.preamble import SELF, TARGET_BYTES, Answer, encode_preamble
+from shoal._core.transport.trust import Tokens, Trust
 from shoal._core.wire import messages as wire
 
-TOKEN = b"t" * 32
+TOKENS = Tokens(b"t" * 32)
 WORKER = b"w" * TARGET_BYTES
 
 Run = Callable[[Callable[[], Awaitable[None]]], None]
@@ -79,7 +81,7 @@ async def closed(*connections: Connection) -> None:
 def test_a_socket_for_another_process_is_handed_over_and_greeted_there(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        transport = SocketTransport(loop, TOKEN)
+        transport = SocketTransport(loop, Trust(TOKENS))
         handover = Handover(loop, f"{tmp_path}/h")
         accepted: list[Connection] = []
         tickets: asyncio.Queue[bytes] = asyncio.Queue()
@@ -97,12 +99,14 @@ def test_a_socket_for_another_process_is_handed_over_and_greeted_there(run: Run,
         where = address_of(listener)
 
         async def worker() -> None:
-            transport.welcomer("worker", welcome)(await fetch(loop, handover.path, await tickets.get()))
+            transport.welcomer("worker", WORKER, welcome)(await fetch(loop, handover.path, await tickets.get()))
 
         serving = loop.create_task(worker())
         sock = await dial(loop, where, WORKER, timeout_s=5)
         # The one who dialled hands its end over, too: from an agent to one of its workers.
-        connection = await transport.greet(await fetch(loop, handover.path, handover.offer(sock)), "worker", lambda c, m: None)
+        connection = await transport.greet(
+            await fetch(loop, handover.path, handover.offer(sock)), "worker", lambda c, m: None, target=WORKER
+        )
         await serving
         await ping(connection)
         assert len(accepted) == 1
@@ -120,7 +124,7 @@ def test_a_socket_for_another_process_is_handed_over_and_greeted_there(run: Run,
 def test_who_asks_for_a_process_that_is_not_there_hears_so(run: Run) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        transport = SocketTransport(loop, TOKEN)
+        transport = SocketTransport(loop, Trust(TOKENS))
         for route in (None, lambda target, sock: False):
             listener = await transport.listen("tcp:[::1]:0", answering, route=route)
             with pytest.raises(ConnectFailed, match="not there, or has ended"):
@@ -159,7 +163,7 @@ def test_who_says_nothing_keeps_its_place_for_a_while_only(run: Run, monkeypatch
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        transport = SocketTransport(loop, TOKEN)
+        transport = SocketTransport(loop, Trust(TOKENS))
         listener = await transport.listen("tcp:127.0.0.1:0", answering, max_unproved=2)
         silent = [socket.create_connection(address_of(listener)) for _ in range(2)]
         for sock in silent:
@@ -180,8 +184,12 @@ def test_who_says_nothing_keeps_its_place_for_a_while_only(run: Run, monkeypatch
     [
         (bytes((Answer.OTHER_VERSION,)), VersionMismatch, "Use the same release"),
         (bytes((Answer.UNKNOWN,)), ConnectFailed, "not there, or has ended"),
-        (b"\x63", NotShoal, "address is that of a shoal cluster"),
-        (b"HTTP/1.1 400 Bad Request\r\n", NotShoal, "address is that of a shoal cluster"),
+        (b"\x63", NotShoal, "no shoal process: it answered b'c'. Check the address"),
+        (b"HTTP/1.1 400 Bad Request\r\n", NotShoal, "no shoal process: it answered like a web server, b'HTTP/1.1 400"),
+        (b"\x15\x03\x01\x00\x02\x02F", NotShoal, "no shoal process: it answered like a TLS server"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", NotShoal, "no shoal process: it answered like an SSH server"),
+        (bytes((Answer.ENCRYPTED_ONLY,)), EncryptionMismatch, "encrypted connections only"),
+        (bytes((Answer.PLAIN_ONLY,)), EncryptionMismatch, "takes no encrypted connection"),
         (b"", NotShoal, "hung up at our first words"),
         (None, HandshakeTimeout, "did not answer within 0.3 s"),
     ],

@@ -11,15 +11,16 @@ import pytest
 import uvloop
 
 from shoal._core.transport import Connection, SocketTransport
+from shoal._core.transport.trust import Tokens, Trust
 from shoal._core.wire import messages as wire
 
-TOKEN = b"t" * 32
+TOKENS = Tokens(b"t" * 32)
 
 
 def run(tmp_path: Path, loop_factory: Callable[[], asyncio.AbstractEventLoop], test: Callable[..., Awaitable[None]]) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        transport = SocketTransport(loop, TOKEN)
+        transport = SocketTransport(loop, Trust(TOKENS))
         accepted: asyncio.Future[Connection] = loop.create_future()
         received: list[int] = []
         listener = await transport.listen(f"unix:{tmp_path}/peer.sock", accepted.set_result)

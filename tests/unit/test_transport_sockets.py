@@ -25,13 +25,15 @@ from shoal._core.transport import (
     WrongToken,
     greeting,
     handshake,
+    sockets,
 )
 from shoal._core.transport.addresses import TcpAddress, UnixAddress, parse_address
+from shoal._core.transport.trust import Tokens, Trust
 from shoal._core.wire import messages as wire
 from shoal._core.wire.codec import encode
 from shoal.testing import TransportContract
 
-TOKEN = b"t" * 32
+TOKENS = Tokens(b"t" * 32)
 
 
 class World:
@@ -39,7 +41,7 @@ class World:
 
     def __init__(self, address: str) -> None:
         self.loop = asyncio.get_running_loop()
-        self.transport = SocketTransport(self.loop, TOKEN)
+        self.transport = SocketTransport(self.loop, Trust(TOKENS))
         self.address = address
         self.received: list[wire.Message] = []
         self.accepted: list[Connection] = []
@@ -95,7 +97,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 class TestUnixSockets(TransportContract):
     def open(self, loop: asyncio.AbstractEventLoop, tmp_path: Path) -> tuple[SocketTransport, SocketTransport, str]:
-        transport = SocketTransport(loop, TOKEN)
+        transport = SocketTransport(loop, Trust(TOKENS))
         return transport, transport, f"unix:{tmp_path}/s"
 
 
@@ -106,7 +108,7 @@ class TestUnixSocketsOnUvloop(TestUnixSockets):
 
 class TestTcp(TransportContract):
     def open(self, loop: asyncio.AbstractEventLoop, tmp_path: Path) -> tuple[SocketTransport, SocketTransport, str]:
-        transport = SocketTransport(loop, TOKEN)
+        transport = SocketTransport(loop, Trust(TOKENS))
         return transport, transport, "tcp:127.0.0.1:0"
 
 
@@ -241,7 +243,7 @@ def test_other_users_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
 def test_wrong_token(run: Run) -> None:
     async def test(world: World) -> None:
         with pytest.raises(WrongToken, match=r"Cannot connect to unix:.*does not hold this cluster's token"):
-            await SocketTransport(world.loop, b"x" * 32).connect(world.address, lambda c, m: None)
+            await SocketTransport(world.loop, Trust(Tokens(b"x" * 32))).connect(world.address, lambda c, m: None)
         assert world.accepted == []
         assert await (await world.connect()).request(wire.Ping(0)) == wire.Ack(1)
 
@@ -250,10 +252,10 @@ def test_wrong_token(run: Run) -> None:
 
 def test_other_version(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     class Newer(handshake.Handshake):
-        def __init__(self, role: handshake.Role, token: bytes) -> None:
-            super().__init__(role, token, version=99 if role == "client" else 1)
+        def __init__(self, role: handshake.Role, tokens: Tokens) -> None:
+            super().__init__(role, tokens, version=99 if role == "client" else 1)
 
-    monkeypatch.setattr(greeting, "Handshake", Newer)
+    monkeypatch.setattr(sockets, "Handshake", Newer)
 
     async def test(world: World) -> None:
         with pytest.raises(VersionMismatch, match="version 99, the other side version 1"):
@@ -268,8 +270,8 @@ STRANGERS = {
     "noise": bytes(range(256)) * 40,
     "zeros": handshake._MAGIC + b"\0" * 10_000,
     "frames": b"".join(encode([wire.Ping(1)])) * 100,
-    "impatient": handshake.Handshake("client", TOKEN, nonce=b"n" * 32).start() + b"".join(encode([wire.Ping(1)])) * 1000,
-    "version": handshake.Handshake("client", TOKEN, nonce=b"n" * 32, version=7).start(),
+    "impatient": handshake.Handshake("client", TOKENS, nonce=b"n" * 32).start() + b"".join(encode([wire.Ping(1)])) * 1000,
+    "version": handshake.Handshake("client", TOKENS, nonce=b"n" * 32, version=7).start(),
 }
 
 
@@ -297,7 +299,7 @@ def test_strangers_are_refused_and_logged_once(run: Run, data: bytes, caplog: py
 
 def test_replayed_handshake_is_refused(run: Run) -> None:
     async def test(world: World) -> None:
-        client = handshake.Handshake("client", TOKEN)
+        client = handshake.Handshake("client", TOKENS)
         hello, proof = client.start(), b""
         for attempt in range(2):
             with world.raw() as sock:
@@ -424,4 +426,4 @@ def test_addresses() -> None:
 
 def test_short_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 16 bytes"):
-        SocketTransport(None, b"short")  # type: ignore[arg-type]
+        SocketTransport(None, Trust(Tokens(b"short")))  # type: ignore[arg-type]

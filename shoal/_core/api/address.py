@@ -73,7 +73,7 @@ def _why_unreachable(wanted: str, control_address: str, source: str, known: Sequ
     from shoal._base.auth_token import TokenError, find_token
     from shoal._core.process.asking import ask
     from shoal._core.process.discovery import spell
-    from shoal._core.transport import WrongToken
+    from shoal._core.transport import Tokens, WrongToken
     from shoal._core.wire.messages import Ack, Ping
 
     try:
@@ -84,7 +84,7 @@ def _why_unreachable(wanted: str, control_address: str, source: str, known: Sequ
         no_token = ""
     here = f" On this machine run: {', '.join(map(spell, known))}." if known else " No cluster of this user runs on this machine."
     try:
-        ask(control_address, token, Ping(0), Ack)
+        ask(control_address, Tokens(token), Ping(0), Ack)
     except OSError as error:  # a TransportError is a ConnectionError, and TimeoutError one, too
         why = no_token if no_token and isinstance(error, WrongToken) else str(error)
         return f"No cluster can be reached at {wanted!r} (from {source}): {why}{here}"

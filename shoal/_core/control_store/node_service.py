@@ -22,6 +22,7 @@ from shoal._core.wire.messages import (
 
 from .core import Core, Handler, Session
 from .job_service import JobService
+from .membership_service import MembershipService
 from .rows import encode
 from .scheduling_service import SchedulingService
 
@@ -37,10 +38,13 @@ RETIREMENTS = frozenset({"idle", "max_calls", "retired"})
 
 
 class NodeService:
-    def __init__(self, core: Core, jobs: JobService, scheduling: SchedulingService, probe: Probe | None) -> None:
+    def __init__(
+        self, core: Core, jobs: JobService, scheduling: SchedulingService, members: MembershipService | None, probe: Probe | None
+    ) -> None:
         self._core = core
         self._jobs = jobs
         self._scheduling = scheduling
+        self._members = members
         #: Nodes of which the other agents do not know the newest.
         self._changed: set[bytes] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -109,6 +113,8 @@ class NodeService:
         core.agents[node_id] = session.connection
         core.perform(core.nodes.joined(record, core.loop.time()))
         core.outbox.send(session.connection, Ack(message.rid))
+        if self._members is not None:
+            self._members.node_joined(session.connection)
         others = [known for known in core.nodes.records() if known.alive and known.node_id != node_id]
         if others or message.known:
             core.outbox.send(session.connection, NodesChanged(others, whole=True))

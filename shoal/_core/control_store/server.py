@@ -43,6 +43,7 @@ from .instructions import ActorEnded
 from .job_service import JobService
 from .jobs import JobStatistics
 from .key_values import KeyValueStatistics
+from .membership_service import Membership, MembershipService
 from .node_service import NodeService, Probe
 from .nodes import NodeStatistics
 from .placement import PlacementStatistics
@@ -81,6 +82,7 @@ class ControlStore:
 
     Args:
         storage: where rows live; call ``load`` once before the first ``accept`` if it may hold any.
+        membership: issues certificates and changes the token; None: nobody may ask for that.
         clock: seconds since the epoch, for ``started_at`` and the like. Timeouts use the loop's time.
         probe: tells whether nobody listens at a node's endpoint any more; None: a lost connection is the end of the node.
     """
@@ -90,6 +92,7 @@ class ControlStore:
         loop: asyncio.AbstractEventLoop,
         storage: Storage,
         settings: Settings,
+        membership: Membership | None = None,
         *,
         clock: Callable[[], float] = time.time,
         probe: Probe | None = None,
@@ -99,11 +102,12 @@ class ControlStore:
         self._jobs = JobService(core)
         self._actors = ActorService(core, self._jobs, self._scheduling)
         self._groups = GroupService(core, self._jobs, self._scheduling)
-        self._nodes = NodeService(core, self._jobs, self._scheduling, probe)
+        members = None if membership is None else MembershipService(core, membership)
+        self._nodes = NodeService(core, self._jobs, self._scheduling, members, probe)
         core.performs(ActorEnded, self._actor_ended)
         self._handlers: dict[type[Message], Handler] = {Ping: self._ping, CancelRequest: self._cancel}
-        for service in (self._jobs, self._actors, self._groups, self._nodes):
-            self._handlers |= service.handlers()
+        for service in (self._jobs, self._actors, self._groups, self._nodes, members):
+            self._handlers |= {} if service is None else service.handlers()
 
     def load(self) -> None:
         """Read all tables back after a restart. Nodes are known but not connected until their agents register again.

@@ -71,6 +71,8 @@ class Hooks:
     bound: Callable[[bytes, bytes], None] | None = None
     #: Hand on what the job's workers have printed so far: (job id).
     flush_logs: Callable[[bytes], None] | None = None
+    #: The cluster has a new token: (token).
+    token_changed: Callable[[bytes], None] | None = None
     #: The driver's connection has ended: (job id).
     driver_lost: Callable[[bytes], None] | None = None
 

@@ -135,6 +135,7 @@ class NodeAgent:
             wire.Ping: lambda connection, message: connection.send(wire.Ack(message.rid)),
             wire.ReportResources: self.reports.on_report,
             wire.NodesChanged: self._on_nodes_changed,
+            wire.RotateToken: self._on_rotate_token,
             **self.actors.handlers(),
             **self.bundles.handlers(),
         }
@@ -405,6 +406,14 @@ class NodeAgent:
 
     def _on_job_finished(self, connection: Peer, message: wire.JobFinished) -> None:
         self._end_job(message.job_id, Cause("job_finished", "Its job has ended."))
+
+    def _on_rotate_token(self, connection: Peer, message: wire.RotateToken) -> None:
+        if self.hooks.token_changed is not None:
+            self.hooks.token_changed(message.token)
+        for process in self._processes.values():
+            if not process.is_foreign:
+                process.connection.send(wire.TokenChanged(message.token))
+        connection.send(wire.Ack(message.rid))
 
     def _on_nodes_changed(self, connection: Peer, message: wire.NodesChanged) -> None:
         changed = message.nodes

@@ -15,8 +15,10 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from shoal._core.object_store.pulls import DEPTH, Answer, Found, Piece
-from shoal._core.object_store.transfer import DataSocket
+from shoal._core.object_store.transfer import STALL_S, DataSocket
 from shoal._core.transport.errors import TransportError
+from shoal._core.transport.preamble import DATA
+from shoal._core.transport.trust import Trust
 
 
 class FileRange(NamedTuple):
@@ -55,10 +57,10 @@ class Link:
         self._sock: DataSocket | None = None
         self._thread: threading.Thread | None = None
 
-    def start(self, sock: DataSocket, token: bytes, node_id: bytes) -> None:
+    def start(self, sock: DataSocket, trust: Trust, node_id: bytes) -> None:
         """Work over this socket from now on, and close it at the end."""
         self._sock = sock
-        self._thread = threading.Thread(target=self._run, args=(sock, token, node_id), name="shoal-pull", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(sock, trust, node_id), name="shoal-pull", daemon=True)
         self._thread.start()
 
     def ask(self, pieces: Sequence[Piece], targets: Targets) -> None:
@@ -73,10 +75,11 @@ class Link:
             self._sock.hang_up()
         return self._thread
 
-    def _run(self, sock: DataSocket, token: bytes, node_id: bytes) -> None:
+    def _run(self, sock: DataSocket, trust: Trust, node_id: bytes) -> None:
         answers: list[Answer] = []
         try:
-            sock.prove("client", token)
+            sock.prove("client", trust, DATA)
+            sock.limit_wait(STALL_S)
             sock.send(node_id)
             asked: deque[tuple[Sequence[Piece], Targets]] = deque()
             while True:
@@ -91,7 +94,7 @@ class Link:
                 self._loop.call_soon_threadsafe(self._answered, answers)
                 answers = []
         except (OSError, EOFError, ValueError, TransportError) as error:
-            reason = "Nothing has come for too long." if isinstance(error, BlockingIOError) else str(error)
+            reason = "Nothing has come for too long." if isinstance(error, BlockingIOError | TimeoutError) else str(error)
             self._loop.call_soon_threadsafe(self._failed, answers, reason)
         finally:
             sock.close()

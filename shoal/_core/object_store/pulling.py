@@ -22,6 +22,7 @@ from shoal._core.object_store.pulls import Answer, Ask, GiveUp, MakeRoom, Piece,
 from shoal._core.object_store.store import ObjectStore
 from shoal._core.object_store.transfer import DataSocket
 from shoal._core.transport.errors import TransportError
+from shoal._core.transport.trust import Trust
 from shoal._core.wire.messages import AbortObject, Address, ObjectCreated, SealObject
 
 log = logging.getLogger("shoal.object_store")
@@ -83,7 +84,7 @@ class Pulling:
         arena: Arena,
         node_id: bytes,
         open_socket: Callable[[bytes], Awaitable[socket.socket]],
-        token: bytes,
+        trust: Trust,
     ) -> None:
         self._loop = loop
         self._store = store
@@ -91,7 +92,7 @@ class Pulling:
         self._arena = arena
         self._node_id = node_id
         self._open_socket = open_socket
-        self._token = token
+        self._trust = trust
         self._pulls = Pulls(arena.nbytes // _SHARE)
         self._incoming: dict[bytes, _Incoming] = {}
         #: Those for which uploads wait.
@@ -238,7 +239,7 @@ class Pulling:
             self._not_before[node_id] = self._loop.time() + RETRY_S
             self._failed(source, [], str(error))
             return
-        link.start(DataSocket(sock), self._token, self._node_id)
+        link.start(DataSocket(sock), self._trust, self._node_id)
         self._used_at[source] = self._loop.time()
         if self._idle_timer is None:
             self._idle_timer = self._loop.call_later(IDLE_S, self._end_idle)

@@ -26,7 +26,9 @@ from shoal._core.object_store.store import ObjectStore
 from shoal._core.object_store.transfer import STALL_S, DataSocket
 from shoal._core.object_store.uploads import Uploads
 from shoal._core.transport.errors import TransportError
+from shoal._core.transport.preamble import DATA
 from shoal._core.transport.preamble import Answer as PreambleAnswer
+from shoal._core.transport.trust import Trust
 
 log = logging.getLogger("shoal.object_store")
 
@@ -67,14 +69,14 @@ class Serving:
     """One node's. ``accept``, ``copies_of`` and ``close`` on the loop."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, store: ObjectStore, client: StoreClient, arena: Arena, pulling: Pulling, token: bytes
+        self, loop: asyncio.AbstractEventLoop, store: ObjectStore, client: StoreClient, arena: Arena, pulling: Pulling, trust: Trust
     ) -> None:
         self._loop = loop
         self._store = store
         self._client = client
         self._arena = arena
         self._pulling = pulling
-        self._token = token
+        self._trust = trust
         self._uploads = Uploads()
         self._sockets: dict[DataSocket, threading.Thread] = {}
         self._closed = False
@@ -117,7 +119,8 @@ class Serving:
         node_id, as_relay = b"", False
         try:
             sock.send(bytes((PreambleAnswer.OPEN,)))
-            sock.prove("server", self._token)
+            sock.prove("server", self._trust, DATA)
+            sock.limit_wait(STALL_S)
             node_id = sock.receive(NODE_BYTES)
             while True:
                 sock.limit_wait(IDLE_S)
@@ -126,7 +129,7 @@ class Serving:
                     break
                 sock.limit_wait(STALL_S)
                 self._serve(sock, node_id, pieces, as_relay)
-        except BlockingIOError:
+        except (BlockingIOError, TimeoutError):
             log.debug("Nothing was asked for %g s, or nothing moved.", IDLE_S)
         except (OSError, EOFError, TransportError) as error:
             log.debug("An upload ended: %s", error)

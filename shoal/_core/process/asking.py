@@ -6,9 +6,10 @@ import asyncio
 import threading
 from typing import Any, TypeVar
 
-from shoal._core.transport import Connection
+from shoal._core.transport import Connection, Tokens, Trust
+from shoal._core.transport.preamble import RECEPTION
 from shoal._core.transport.sockets import SocketTransport
-from shoal._core.wire.messages import Message
+from shoal._core.wire.messages import Ack, Message, RotateToken
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -16,7 +17,7 @@ Reply = TypeVar("Reply", bound=Message)
 TIMEOUT_S = 5.0
 
 
-def ask(address: str, token: bytes, message: Message, reply: type[Reply], *, timeout_s: float = TIMEOUT_S) -> Reply:
+def ask(address: str, tokens: Tokens, message: Message, reply: type[Reply], *, timeout_s: float = TIMEOUT_S) -> Reply:
     """Connect, ask, return the answer. Blocks ``timeout_s`` at most; works in a thread that runs a loop, too.
 
     Raises:
@@ -29,7 +30,7 @@ def ask(address: str, token: bytes, message: Message, reply: type[Reply], *, tim
 
     def run() -> None:
         try:
-            outcome.append(asyncio.run(_ask(address, token, message, timeout_s)))
+            outcome.append(asyncio.run(_ask(address, tokens, message, timeout_s)))
         except BaseException as error:  # raised again where it was asked for
             outcome.append(error)
 
@@ -44,9 +45,22 @@ def ask(address: str, token: bytes, message: Message, reply: type[Reply], *, tim
     return answer
 
 
-async def _ask(address: str, token: bytes, message: Message, timeout_s: float) -> Any:
+def rotate_token(address: str, tokens: Tokens, token: bytes) -> None:
+    """Change the cluster's token: every node and process that can be reached uses the new one when this returns.
+
+    The token before it is accepted until the next change: by it nodes that could not be reached come back, and are told then. Callers
+    that keep the token somewhere change it there after this. Blocks a few seconds at most.
+
+    Raises:
+        RequestFailed: ValueError, the token is too short.
+        ConnectFailed, ConnectionLost, TimeoutError: as ``ask``. It may have been changed, so that both must be tried next.
+    """
+    ask(address, tokens, RotateToken(0, token), Ack)
+
+
+async def _ask(address: str, tokens: Tokens, message: Message, timeout_s: float) -> Any:
     loop = asyncio.get_running_loop()
-    connection = await SocketTransport(loop, token).connect(address, _ignore, timeout_s=timeout_s)
+    connection = await SocketTransport(loop, Trust(tokens)).connect(address, _ignore, target=RECEPTION, timeout_s=timeout_s)
     try:
         async with asyncio.timeout(timeout_s):
             return await connection.request(message)

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import socket
+from functools import partial
 
 from shoal._base import paths
 from shoal._base.settings import Settings
@@ -30,15 +31,18 @@ from shoal._core.object_store.inside import inside_client
 from shoal._core.object_store.pulling import Pulling
 from shoal._core.object_store.serving import Serving
 from shoal._core.object_store.store import ObjectStore
+from shoal._core.process.membership import Membership, change_token, join
 from shoal._core.process.serving import HeadContext
 from shoal._core.process.session import Session
 from shoal._core.scheduling.labels import NODE_ID_LABEL
+from shoal._core.transport.addresses import announced
 from shoal._core.transport.connection import Connection
 from shoal._core.transport.handover import Handover
 from shoal._core.transport.memory import MemoryNetwork, MemoryTransport
 from shoal._core.transport.preamble import DATA
 from shoal._core.transport.shared import SharedConnections
 from shoal._core.transport.sockets import SocketListener, SocketTransport
+from shoal._core.transport.trust import Trust
 from shoal._core.wire.messages import Cause, Message, NodeRecord, ProcessExiting
 
 log = logging.getLogger("shoal.head")
@@ -61,14 +65,14 @@ class HeadParts:
         loop, settings, session, plan = context.loop, context.options.settings, context.session, context.plan
         self._loop = loop
         self._session = session
-        self._transport = SocketTransport(loop, context.token)
+        self._transport = SocketTransport(loop, context.trust)
         #: Connections of the node agent to other processes.
         self._peers = SharedConnections(loop, self._transport, _no_message)
         self._options = context.options
         self._arena = context.arena
-        self._token = context.token
+        self._trust = context.trust
         #: Ours, in a session of one node; else the cluster's is elsewhere.
-        self._control_store = None if context.options.control_address else LocalControlStore(loop, session, settings)
+        self._control_store = None if context.options.control_address else LocalControlStore(loop, session, context.trust, settings)
         spill_dir = os.path.abspath(context.options.spill_dir) if context.options.spill_dir else str(session.spill_dir)
         self.object_store = ObjectStore(loop, context.arena, f"{spill_dir}/{session.name}", settings)
         node = NodeRecord(
@@ -92,7 +96,12 @@ class HeadParts:
             context.arena.path,
             context.arena.nbytes,
             context.options.control_address or session.control_address,
-            hooks=Hooks(named=logs.rename, bound=logs.assign, flush_logs=logs.flush),
+            hooks=Hooks(
+                named=logs.rename,
+                bound=logs.assign,
+                flush_logs=logs.flush,
+                token_changed=partial(change_token, session, context.trust),
+            ),
             connect=lambda address: self._peers.connect(address.address),
         )
         context.launcher.on_exit = self.node_agent.worker_exited
@@ -115,6 +124,8 @@ class HeadParts:
         """Listen, join control store and node agent, start the first workers."""
         if self._control_store is not None:
             inside = await self._control_store.start(self._transport)
+        else:
+            await join(self._transport, self._options.control_address, self._options.listen, self._session.directory)
         if self._options.listen:
             await self._open_to_others()
         self._listeners.append(await self._transport.listen(self._session.agent_address, self.node_agent.accept))
@@ -148,9 +159,9 @@ class HeadParts:
         inside = inside_client(self._loop, self.object_store, self._arena, "other nodes")
         store, arena, node_id = self.object_store, self._arena, agent.node.node_id
         self._pulling = pulling = Pulling(
-            self._loop, store, inside, arena, node_id, lambda other: dialling.open(other, DATA), self._token
+            self._loop, store, inside, arena, node_id, lambda other: dialling.open(other, DATA), self._trust
         )  # fmt: skip
-        self._serving = serving = Serving(self._loop, store, inside, arena, pulling, self._token)
+        self._serving = serving = Serving(self._loop, store, inside, arena, pulling, self._trust)
         store.puller = pulling
         self._neighbours = neighbours = Neighbours(self._loop, agent.view.get, self._peers.connect)
         store.on_freed = lambda object_ids: neighbours.free_copies(serving.copies_of(object_ids))
@@ -160,7 +171,7 @@ class HeadParts:
 
         listener = await self._transport.listen(self._options.listen, agent.accept, route=route)
         self._listeners.append(listener)
-        agent.open_to_others(listener.address, dialling.handlers())
+        agent.open_to_others(announced(listener.address, self._options.node_ip), dialling.handlers())
 
     async def close(self) -> None:
         """End in good order: no more connections, no more workers, nothing on disk."""
@@ -205,11 +216,11 @@ class HeadParts:
 class LocalControlStore:
     """The control store of a session of one node: in the head, beside the node agent, whose connection to it is memory."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, session: Session, settings: Settings) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, session: Session, trust: Trust, settings: Settings) -> None:
         self._loop = loop
         self._address = session.control_address
         self._storage = SqliteStorage(session.directory / paths.TABLES_FILE)
-        self._store = ControlStore(loop, self._storage, settings)
+        self._store = ControlStore(loop, self._storage, settings, Membership(session, trust, None))
         self._listener: SocketListener | None = None
 
     async def start(self, transport: SocketTransport) -> Connection:

@@ -20,8 +20,10 @@ from shoal._core.control_store.server import ControlStore
 from shoal._core.control_store.storage import SqliteStorage, TablesDamaged
 from shoal._core.process import session as sessions
 from shoal._core.process.ending import Ending
+from shoal._core.process.membership import Membership, reception
 from shoal._core.process.options import ControlOptions, HeadReady, receive_frame, send_frame
 from shoal._core.process.serving import new_loop
+from shoal._core.transport.addresses import announced
 from shoal._core.transport.presence import nobody_listens
 from shoal._core.transport.sockets import SocketTransport
 
@@ -53,7 +55,9 @@ async def _serve(loop: asyncio.AbstractEventLoop, options: ControlOptions, lifel
     path = session.directory / paths.TABLES_FILE
     try:
         storage = SqliteStorage(path, power_safe=True)
-        store = ControlStore(loop, storage, options.settings, probe=lambda endpoint: nobody_listens(loop, endpoint))
+        trust = session.trust()
+        membership = Membership.of_listener(session, trust, options.listen)
+        store = ControlStore(loop, storage, options.settings, membership, probe=lambda endpoint: nobody_listens(loop, endpoint))
         store.load()
     except TablesDamaged as error:
         raise SystemExit(
@@ -61,12 +65,13 @@ async def _serve(loop: asyncio.AbstractEventLoop, options: ControlOptions, lifel
             "or move the file away, and start again: without it jobs, actors, names and placement groups are forgotten, and nodes that "
             "still run start anew."
         ) from error
-    transport = SocketTransport(loop, session.token())
-    listener = await transport.listen(options.listen, store.accept)
+    transport = SocketTransport(loop, trust)
+    listener = await transport.listen(options.listen, store.accept, on_visit=reception(store.accept))
+    address = announced(listener.address, options.node_ip)
     # For the next start: the address that everybody knows.
     sessions.write_control_options(session.directory, msgspec.structs.replace(options, listen=listener.address))
-    session.record(sessions.SessionRecord(part="control store", control_address=listener.address, is_daemon=not options.driver_pid))
-    send_frame(lifeline, HeadReady(control_address=listener.address, session_dir=str(session.path), pid=os.getpid()))
+    session.record(sessions.SessionRecord(part="control store", control_address=address, is_daemon=not options.driver_pid))
+    send_frame(lifeline, HeadReady(control_address=address, session_dir=str(session.path), pid=os.getpid()))
     await ending.wait()
     listener.close()
     store.close()

@@ -50,6 +50,8 @@ class ControlOptions(msgspec.Struct, kw_only=True):
     """How a control store of its own is wanted."""
 
     listen: str = "tcp:127.0.0.1:0"
+    #: What others connect to if it listens at all addresses.
+    node_ip: str = "127.0.0.1"
     temp_dir: str = ""
     settings: Settings = Settings()
     # filled in by start_control_store

@@ -27,6 +27,7 @@ from shoal._core.process import session as sessions
 from shoal._core.process.ending import Ending
 from shoal._core.process.keeping import ControlStoreKeeper
 from shoal._core.process.options import HeadOptions, HeadReady, send_frame
+from shoal._core.transport.trust import Trust
 
 log = logging.getLogger("shoal.head")
 
@@ -48,7 +49,7 @@ class HeadContext:
     options: HeadOptions
     plan: resources.NodePlan
     session: sessions.Session
-    token: bytes
+    trust: Trust
     node_id: bytes
     arena: Arena
     launcher: TemplateLauncher
@@ -98,7 +99,7 @@ class Server:
         logs = WorkerLogReader(loop, self.session.logs_dir, self.options.settings)
         launcher = TemplateLauncher(loop, self.session.name, template_pid, channel, new_template, logs)
         ending = Ending(loop, self.lifeline, self.options.driver_pid)
-        context = HeadContext(loop, self.options, self.plan, self.session, self.session.token(), self.node_id, self.arena, launcher, logs)
+        context = HeadContext(loop, self.options, self.plan, self.session, self.session.trust(), self.node_id, self.arena, launcher, logs)
         parts: Parts | None = None
         keeper: ControlStoreKeeper | None = None
         try:

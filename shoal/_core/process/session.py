@@ -20,8 +20,10 @@ from typing import Literal
 import msgspec
 
 from shoal._base import paths
+from shoal._base.private_files import write_private
 from shoal._base.processes import is_running, read_stat
 from shoal._core.process.options import ControlOptions
+from shoal._core.transport.trust import Tokens, Trust
 
 #: Ended sessions whose logs are kept.
 KEPT_SESSIONS = 10
@@ -87,16 +89,24 @@ class Session:
     def spill_dir(self) -> Path:
         return self.directory / paths.SPILL
 
-    def token(self) -> bytes:
-        """Read the secret that every process of the session proves to know."""
-        return bytes.fromhex((self.directory / paths.TOKEN_FILE).read_text())
+    def tokens(self) -> Tokens:
+        """Read the secret that every process of the session proves to know, and the one before it."""
+        return Tokens.from_text((self.directory / paths.TOKEN_FILE).read_text())
+
+    def trust(self) -> Trust:
+        """Return what a process of this session proves itself with, as of now."""
+        return Trust(self.tokens(), self.directory)
+
+    def keep_tokens(self, tokens: Tokens) -> None:
+        """Have processes that start from now on use these."""
+        write_private(self.directory / paths.TOKEN_FILE, tokens.to_text().encode())
 
     def record(self, record: SessionRecord) -> None:
         """Write down that this process runs the session, for discovery and for cleaning up after it."""
         me = read_stat(os.getpid())
         record.session_dir, record.agent_address = str(self.path), self.agent_address
         record.pid, record.start_time, record.started_at = os.getpid(), me.start_time if me else 0, time.time()
-        _write(self.directory / paths.RECORD_FILE, msgspec.json.encode(record))
+        write_private(self.directory / paths.RECORD_FILE, msgspec.json.encode(record))
 
     def read_record(self) -> SessionRecord:
         """Return what ``record`` wrote. FileNotFoundError when the session has ended."""
@@ -123,7 +133,7 @@ def create(temp_dir: str | Path | None = None, token: bytes | None = None) -> Se
     partial.mkdir(0o700)
     for name in (paths.LOGS, paths.SPILL):
         (partial / name).mkdir(0o700)
-    _write(partial / paths.TOKEN_FILE, (token or secrets.token_bytes(32)).hex().encode())
+    write_private(partial / paths.TOKEN_FILE, Tokens(token or secrets.token_bytes(32)).to_text().encode())
     partial.rename(directory)
     path = directory
     if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
@@ -215,16 +225,7 @@ def read_control_options(directory: Path) -> ControlOptions:
 
 def write_control_options(directory: Path, options: ControlOptions) -> None:
     """Keep them for the next start."""
-    _write(directory / paths.CONTROL_FILE, msgspec.json.encode(options))
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that is either whole or not there, readable by its owner only."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(data)
-    os.replace(partial, path)
+    write_private(directory / paths.CONTROL_FILE, msgspec.json.encode(options))
 
 
 def _remove_session(directory: Path) -> None:

@@ -94,7 +94,6 @@ class Template:
     def __init__(self, options: TemplateOptions) -> None:
         self.options = options
         self.session = sessions.open_session(options.session_dir)
-        self.token = self.session.token()
         bootstrap.import_root()
         self.entry = load_entry(options.worker_entry)
         #: Start times of the workers forked so far; those that ended are dropped now and then.
@@ -172,7 +171,7 @@ class Template:
             faulthandler.enable()  # a crash in native code leaves its Python stack in the log
             options = self.options
             start = WorkerStart(
-                worker_id, self.session.agent_address, self.token, options.session_dir, options.arena_fd, options.arena_bytes
+                worker_id, self.session.agent_address, self.session.tokens(), options.session_dir, options.arena_fd, options.arena_bytes
             )
             result = self.entry(start)
             code = result if isinstance(result, int) else 0

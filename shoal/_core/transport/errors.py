@@ -2,11 +2,16 @@
 
 TransportError (a ConnectionError)        the connection, not the request, is the problem
 ├── ConnectionLost                        it was there and is gone
-├── ConnectFailed                         nobody listens there, or not for us
+├── ConnectFailed                         no connection came about
+│   ├── NobodyListens                     the machine is there, the port is closed
+│   ├── HostUnreachable                   no answer from the machine, no way to it, or no such name
+│   ├── NoCertificate                     this node cannot speak to other machines
 │   └── HandshakeError
 │       ├── NotShoal                      the other side speaks another protocol
 │       ├── VersionMismatch               another release of shoal
-│       ├── WrongToken                    another cluster
+│       ├── EncryptionMismatch            one side encrypts, the other does not
+│       ├── WrongCertificate              the node of another cluster
+│       ├── WrongToken                    another cluster, or somebody in between
 │       └── HandshakeTimeout              it did not answer in time
 └── (ProtocolError, see wire.codec)       after the handshake; it ends the connection with ConnectionLost
 RequestFailed                             the peer answered: no
@@ -27,6 +32,18 @@ class ConnectFailed(TransportError):
     """No connection came about."""
 
 
+class NobodyListens(ConnectFailed):
+    """The machine answers, and says that nobody listens at this port."""
+
+
+class HostUnreachable(ConnectFailed):
+    """The machine does not answer, there is no way to it, or its name is not known."""
+
+
+class NoCertificate(ConnectFailed):
+    """This process has no certificate, without which nothing is sent to another machine."""
+
+
 class HandshakeError(ConnectFailed):
     """The two sides could not agree that they belong together."""
 
@@ -39,8 +56,16 @@ class VersionMismatch(HandshakeError):
     """The other side speaks another version of the protocol."""
 
 
+class EncryptionMismatch(HandshakeError):
+    """One side takes the way between them for one within a machine, the other does not."""
+
+
+class WrongCertificate(HandshakeError):
+    """One side's certificate is not of the other's cluster."""
+
+
 class WrongToken(HandshakeError):
-    """The other side does not hold the token of this cluster."""
+    """The other side does not hold the token of this cluster, or somebody between the two sides reads along."""
 
 
 class HandshakeTimeout(HandshakeError):

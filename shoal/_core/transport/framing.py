@@ -17,7 +17,7 @@ log = logging.getLogger("shoal.transport")
 
 
 class FramedConnection(Connection):
-    """A connection that writes bytes with ``write`` and is given those that arrive by ``data_received``."""
+    """A connection that writes bytes with ``write`` and is given those that arrive by ``deliver``."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, peer: str, write: Callable[[Buffer], object]) -> None:
         super().__init__(loop, peer)
@@ -30,8 +30,8 @@ class FramedConnection(Connection):
         self._attached = True
         super().send_attached(message, buffers)
 
-    def data_received(self, data: bytes) -> None:
-        """Take bytes of the peer and deliver what they complete. The name is asyncio's: loops call it."""
+    def deliver(self, data: bytes) -> None:
+        """Take bytes of the peer and deliver the messages that they complete."""
         try:
             batch = self._decoder.feed(data)
         except ProtocolError as error:
@@ -40,7 +40,7 @@ class FramedConnection(Connection):
         if batch:
             self._dispatch(batch)
 
-    def _corrupt(self, error: ProtocolError) -> None:
+    def _corrupt(self, error: Exception) -> None:
         log.error("Closing the connection to %s: %s", self.peer, error)
         self._reason = f"{error}"
         self.abort()

@@ -16,7 +16,8 @@ from typing import cast
 
 from shoal._core.transport.connection import OnClose, OnMessage
 from shoal._core.transport.errors import ConnectFailed, HandshakeError, HandshakeTimeout
-from shoal._core.transport.handshake import Handshake, Role
+from shoal._core.transport.handshake import Handshake
+from shoal._core.transport.sealing import Seal, SealedHandshake
 from shoal._core.transport.stream import SocketConnection
 
 log = logging.getLogger("shoal.transport")
@@ -29,7 +30,9 @@ PATIENCE_S = 1.0
 
 _UCRED = struct.Struct("3i")
 
-Adopt = Callable[[asyncio.Transport, str], SocketConnection]
+#: Makes a connection of a socket whose peer has proved itself: (socket, peer's name, what encrypts it if anything).
+Adopt = Callable[[asyncio.Transport, str, Seal | None], SocketConnection]
+AnyHandshake = Handshake | SealedHandshake
 
 
 class ServerBusy(ConnectFailed):
@@ -39,9 +42,9 @@ class ServerBusy(ConnectFailed):
 class _Greeter(asyncio.Protocol):
     """What both roles share: the exchange, the time limit, and the hand-over of the socket."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, role: Role, token: bytes, adopt: Adopt, timeout_s: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, handshake: AnyHandshake, adopt: Adopt, timeout_s: float) -> None:
         self._loop = loop
-        self._handshake = Handshake(role, token)
+        self._handshake = handshake
         self._adopt = adopt
         self._timeout_s = timeout_s
         self._timer: asyncio.TimerHandle | None = None
@@ -80,11 +83,12 @@ class _Greeter(asyncio.Protocol):
     def _hand_over(self, transport: asyncio.Transport) -> None:
         """Give the socket to a connection."""
         self._stop()
-        connection = self._adopt(transport, self._peer)
+        seal = self._handshake.seal if isinstance(self._handshake, SealedHandshake) else None
+        connection = self._adopt(transport, self._peer, seal)
         transport.set_protocol(connection)
         self._proved(connection)
         if self._handshake.rest and not connection.closed:
-            connection.data_received(self._handshake.rest)
+            connection.deliver(self._handshake.rest)
 
     def _write(self, data: bytes) -> None:
         if data and self._transport is not None:
@@ -116,10 +120,10 @@ class ServerGreeter(_Greeter):
     """Greets one accepted socket. ``unproved`` are the listener's greeters that are still at it, oldest first, and since when."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, token: bytes, address: str, adopt: Adopt,
+        self, loop: asyncio.AbstractEventLoop, handshake: AnyHandshake, address: str, adopt: Adopt,
         on_connection: Callable[[SocketConnection], None], unproved: dict[ServerGreeter, float], limit: int,
     ) -> None:  # fmt: skip
-        super().__init__(loop, "server", token, adopt, HANDSHAKE_TIMEOUT_S)
+        super().__init__(loop, handshake, adopt, HANDSHAKE_TIMEOUT_S)
         self._address = address
         self._on_connection = on_connection
         self._unproved = unproved
@@ -173,10 +177,10 @@ class ClientGreeter(_Greeter):
     """Greets the server that a socket was connected to; ``wait`` gives the connection."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, token: bytes, address: str, adopt: Adopt,
+        self, loop: asyncio.AbstractEventLoop, handshake: AnyHandshake, address: str, adopt: Adopt,
         on_message: OnMessage, on_close: OnClose | None, timeout_s: float,
     ) -> None:  # fmt: skip
-        super().__init__(loop, "client", token, adopt, timeout_s)
+        super().__init__(loop, handshake, adopt, timeout_s)
         self._address = address
         self._on_message = on_message
         self._on_close = on_close

@@ -250,7 +250,7 @@ class MemoryConnection(FramedConnection):
         elif isinstance(payload, list):
             other._dispatch(payload)
         elif len(payload):
-            other.data_received(bytes(payload))
+            other.deliver(bytes(payload))
 
     def _finish(self) -> None:
         if not self._dead:

@@ -11,9 +11,10 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from typing import Any
 
-from shoal._core.transport.addresses import TcpAddress
-from shoal._core.transport.errors import ConnectFailed, HandshakeTimeout, TransportError
+from shoal._core.transport.addresses import TcpAddress, is_loopback
+from shoal._core.transport.errors import HandshakeTimeout, HostUnreachable, NobodyListens, NotShoal, TransportError
 from shoal._core.transport.preamble import (
     PREAMBLE_BYTES,
     SELF,
@@ -22,6 +23,7 @@ from shoal._core.transport.preamble import (
     decode_preamble,
     encode_preamble,
     is_preamble,
+    judge,
 )
 
 log = logging.getLogger("shoal.transport")
@@ -33,6 +35,8 @@ PATIENCE_S = 1.0
 #: Seconds to wait when the system has no descriptor left for a new socket.
 _SHORT_OF_DESCRIPTORS_S = 0.1
 _BACKLOG = 1024
+#: Of an answer one byte is looked at, or a little more of what is none: nothing else comes before the client speaks again.
+_ANSWER_BYTES = 64
 #: Seconds of silence after which the kernel asks the peer's, between its questions, and number of questions: on an idle connection a peer
 #: whose machine vanished is noticed after 15 s. Not TCP_USER_TIMEOUT: it also ends connections whose peer is only slow to read.
 _KEEPALIVE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = 6, 3, 3
@@ -136,12 +140,13 @@ class Port:
                     if not piece or not is_preamble(data):
                         log.debug("%s sent %r to %s, which is no preamble.", _name(sock), data[:16], self.where)
                         return
-                target, answer = decode_preamble(data)
-                if answer == Answer.OPEN and target == SELF:
+                preamble = decode_preamble(data)
+                answer = judge(preamble, leaves_machine(sock.getsockname()))
+                if answer == Answer.OPEN and preamble.target == SELF:
                     given = True
                     self._on_open(sock)
                 elif answer == Answer.OPEN:
-                    given = self._route is not None and self._route(target, sock)
+                    given = self._route is not None and self._route(preamble.target, sock)
                     answer = Answer.UNKNOWN
                 if not given:
                     await self._loop.sock_sendall(sock, bytes((answer,)))
@@ -153,28 +158,53 @@ class Port:
 
 
 async def dial(loop: asyncio.AbstractEventLoop, where: TcpAddress, target: bytes = SELF, *, timeout_s: float) -> socket.socket:
-    """Connect to a port and say for whom. Returns the socket on which the handshake is next; raises ConnectFailed, or what is below it."""
+    """Connect to a port and say for whom. Returns the socket, on which TLS, if it leaves the machine, and the handshake are next.
+
+    Raises within ``timeout_s`` NobodyListens, HostUnreachable, or what is below HandshakeError.
+    """
+    deadline = loop.time() + timeout_s
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout_at(deadline):
             sock = await _connect(loop, where)
-    except (OSError, TimeoutError) as error:
-        raise ConnectFailed(
-            f"Cannot connect to {where}: {str(error) or 'no answer'}. Check the address, and that the cluster runs and is reachable there."
+    except ConnectionRefusedError as error:
+        raise NobodyListens(
+            f"Cannot connect to {where}: nobody listens there (the machine answers, and refuses the connection). Check the port, and that "
+            "the cluster runs."
+        ) from error
+    except TimeoutError as error:
+        raise HostUnreachable(
+            f"Cannot connect to {where}: the machine did not answer within {timeout_s:.2g} s. Check the address, that the "
+            f"machine is up, and that no firewall drops what goes to port {where.port}."
+        ) from error
+    except socket.gaierror as error:
+        raise HostUnreachable(f"Cannot connect to {where}: no machine of that name is known here ({error}). Check the address.") from error
+    except OSError as error:
+        raise HostUnreachable(
+            f"Cannot connect to {where}: there is no way to it ({error}). Check the address and the network of this machine."
         ) from error
     try:
         tune(sock)
-        async with asyncio.timeout(timeout_s):
-            await loop.sock_sendall(sock, encode_preamble(target))
-            check_answer(await loop.sock_recv(sock, 1), str(where))
+        async with asyncio.timeout_at(deadline):
+            await loop.sock_sendall(sock, encode_preamble(target, encrypted=leaves_machine(sock.getpeername())))
+            check_answer(await loop.sock_recv(sock, _ANSWER_BYTES), str(where), target)
     except TimeoutError:
         sock.close()
-        raise HandshakeTimeout(f"{where} did not answer within {timeout_s:g} s: it is suspended, or no shoal process.") from None
+        raise HandshakeTimeout(
+            f"{where} did not answer within {timeout_s:.2g} s: it is suspended, or no shoal process. Check the address and the port."
+        ) from None
     except BaseException as error:
         sock.close()
         if isinstance(error, OSError) and not isinstance(error, TransportError):
-            raise ConnectFailed(f"{where} hung up: {error}") from error
+            raise NotShoal(
+                f"Whoever listens at {where} hung up at our first words ({error}). Check that the address is that of a shoal cluster."
+            ) from error
         raise
     return sock
+
+
+def leaves_machine(address: tuple[Any, ...]) -> bool:
+    """Whether a TCP connection with this address of the server on it is one between machines: those are encrypted, always."""
+    return not is_loopback(address[0])
 
 
 async def _connect(loop: asyncio.AbstractEventLoop, where: TcpAddress) -> socket.socket:
@@ -210,6 +240,8 @@ def _listen(where: TcpAddress) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # "::" stands for the addresses of both kinds
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind((where.host, where.port))
         sock.listen(_BACKLOG)
     except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from .addresses import TcpAddress, parse_address
-from .errors import ConnectFailed
+from .errors import ConnectFailed, NobodyListens
 from .port import dial
 
 #: A process that is being killed may still listen for a moment after its connections have ended.
@@ -21,9 +21,10 @@ async def nobody_listens(loop: asyncio.AbstractEventLoop, endpoint: str) -> bool
     for _ in range(TRIES):
         try:
             sock = await dial(loop, where, timeout_s=ANSWER_S)
-        except ConnectFailed as error:
-            if isinstance(error.__cause__, ConnectionRefusedError):
-                return True
+        except NobodyListens:
+            return True
+        except ConnectFailed:
+            pass
         else:
             sock.close()
             return False

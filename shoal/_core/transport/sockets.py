@@ -1,9 +1,9 @@
 """Connections over sockets: ``unix:PATH`` within a node, ``tcp:HOST:PORT`` between nodes.
 
-    connect ── socket ─(TCP: preamble)─ peer's uid ── Handshake ──▶ SocketConnection
-    listen  ── accept ─(TCP: preamble)─ peer's uid ── Handshake ──▶ SocketConnection ──▶ on_connection
-    greet   ── a socket that was handed over ──────── Handshake ──▶ SocketConnection
-    welcome ── a socket that was handed over ──────── Handshake ──▶ SocketConnection ──▶ on_connection
+    connect ── socket ─(TCP: preamble)─ peer's uid ── (TLS) handshake ──▶ SocketConnection
+    listen  ── accept ─(TCP: preamble)─ peer's uid ── (TLS) handshake ──▶ SocketConnection ──▶ on_connection
+    greet   ── a socket that was handed over ──────── (TLS) handshake ──▶ SocketConnection
+    welcome ── a socket that was handed over ──────── (TLS) handshake ──▶ SocketConnection ──▶ on_connection
 
 Until the handshake is done a socket belongs to a greeter (``greeting.py``), which knows nothing of messages. Then the socket changes
 hands: same descriptor, new protocol object.
@@ -19,13 +19,16 @@ import stat
 from collections.abc import Callable
 from functools import partial
 
-from shoal._core.transport.addresses import TcpAddress, UnixAddress, parse_address
+from shoal._core.transport.addresses import TcpAddress, UnixAddress, is_loopback, parse_address
 from shoal._core.transport.connection import Connection, OnClose, OnMessage
-from shoal._core.transport.errors import ConnectFailed
-from shoal._core.transport.greeting import HANDSHAKE_TIMEOUT_S, ClientGreeter, ServerBusy, ServerGreeter
-from shoal._core.transport.port import Port, Route, dial
-from shoal._core.transport.preamble import Answer
-from shoal._core.transport.stream import SocketConnection
+from shoal._core.transport.errors import ConnectFailed, TransportError
+from shoal._core.transport.greeting import HANDSHAKE_TIMEOUT_S, AnyHandshake, ClientGreeter, ServerBusy, ServerGreeter
+from shoal._core.transport.handshake import Handshake
+from shoal._core.transport.port import Port, Route, dial, leaves_machine
+from shoal._core.transport.preamble import RECEPTION, SELF, Answer
+from shoal._core.transport.sealing import Seal, SealedHandshake
+from shoal._core.transport.stream import SealedConnection, SocketConnection
+from shoal._core.transport.trust import SHORTEST_TOKEN_BYTES, Role, Trust
 
 #: Peers of one listener that have not proved the token yet; beyond it the oldest goes, or the newest is refused and tries again.
 MAX_UNPROVED = 64
@@ -41,24 +44,36 @@ Welcome = Callable[[socket.socket], None]
 class SocketTransport:
     """Connects and listens on sockets, for processes that hold the cluster token. ``Transport`` in ``connection.py`` is the interface."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, token: bytes) -> None:
-        if len(token) < 16:
-            raise ValueError(f"The cluster token must have at least 16 bytes, got {len(token)}: a short one could be guessed.")
+    def __init__(self, loop: asyncio.AbstractEventLoop, trust: Trust) -> None:
+        token = trust.tokens.current
+        if len(token) < SHORTEST_TOKEN_BYTES:
+            raise ValueError(
+                f"The cluster token must have at least {SHORTEST_TOKEN_BYTES} bytes, got {len(token)}: a short one could be guessed."
+            )
         self._loop = loop
-        self._token = token
+        self._trust = trust
         #: On their way from an accepted socket to its greeter; kept because a loop holds its tasks weakly.
         self._welcoming: set[asyncio.Task[object]] = set()
 
     async def connect(
-        self, address: str, on_message: OnMessage, on_close: OnClose | None = None, *, timeout_s: float = HANDSHAKE_TIMEOUT_S
+        self,
+        address: str,
+        on_message: OnMessage,
+        on_close: OnClose | None = None,
+        *,
+        target: bytes = SELF,
+        timeout_s: float = HANDSHAKE_TIMEOUT_S,
     ) -> Connection:
-        """Connect and prove the token, both ways. Raises ConnectFailed, or the HandshakeError below it that tells the reason."""
+        """Connect and prove the token, both ways, within ``timeout_s``. ``target``: who is meant at a TCP port.
+
+        Raises ConnectFailed, or what is below it and tells the reason.
+        """
         where = parse_address(address)
         deadline = self._loop.time() + timeout_s
         pause = _RETRY_S
         while True:
             try:
-                return await self._connect_once(where, on_message, on_close, deadline - self._loop.time())
+                return await self._connect_once(where, on_message, on_close, target, deadline)
             except ServerBusy as error:
                 if self._loop.time() + pause >= deadline:
                     raise ConnectFailed(f"{error} Tried for {timeout_s:g} s.") from None
@@ -66,15 +81,15 @@ class SocketTransport:
             pause = min(2 * pause, _LONGEST_RETRY_S)
 
     async def _connect_once(
-        self, where: UnixAddress | TcpAddress, on_message: OnMessage, on_close: OnClose | None, timeout_s: float
+        self, where: UnixAddress | TcpAddress, on_message: OnMessage, on_close: OnClose | None, target: bytes, deadline: float
     ) -> Connection:
         if isinstance(where, TcpAddress):
-            return await self.greet(
-                await dial(self._loop, where, timeout_s=timeout_s), str(where), on_message, on_close, timeout_s=timeout_s
-            )
-        greeter = self._client_greeter(str(where), on_message, on_close, timeout_s)
+            sock = await dial(self._loop, where, target, timeout_s=deadline - self._loop.time())
+            return await self.greet(sock, str(where), on_message, on_close, target=target, timeout_s=deadline - self._loop.time())
+        handshake = Handshake("client", self._trust.tokens)
+        greeter = self._client_greeter(handshake, str(where), on_message, on_close, deadline - self._loop.time())
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(deadline):
                 await self._loop.create_unix_connection(lambda: greeter, where.path)
         except BlockingIOError:
             raise ServerBusy(f"{where} has more connections waiting than the system allows.") from None
@@ -92,14 +107,18 @@ class SocketTransport:
         on_message: OnMessage,
         on_close: OnClose | None = None,
         *,
+        target: bytes,
         timeout_s: float = HANDSHAKE_TIMEOUT_S,
     ) -> Connection:
-        """Be the client on a connected socket, which is the connection's from now on. Raises as ``connect`` does."""
-        greeter = self._client_greeter(name, on_message, on_close, timeout_s)
+        """Be the client on a socket that ``dial`` connected to ``target``; the connection's from now on. Raises as ``connect`` does."""
         try:
+            handshake = self._handshake_on(sock, "client", target)
+            greeter = self._client_greeter(handshake, name, on_message, on_close, timeout_s)
             await self._loop.create_connection(lambda: greeter, sock=sock)
-        except BaseException:
+        except BaseException as error:
             sock.close()
+            if isinstance(error, OSError) and not isinstance(error, TransportError):
+                raise ConnectFailed(f"Cannot connect to {name}: it hung up ({error}).") from error
             raise
         return await greeter.wait()
 
@@ -110,44 +129,89 @@ class SocketTransport:
         *,
         max_unproved: int = MAX_UNPROVED,
         route: Route | None = None,
+        on_visit: Callable[[Connection], None] | None = None,
     ) -> SocketListener:
         """Accept connections; ``on_connection`` gets each one after it has proved the token, and sets its ``on_message`` there and then.
 
-        ``tcp:HOST:0`` takes a free port; the listener's ``address`` tells which. ``route`` gets the sockets of those who ask there for
-        another process. OSError when the address is in use.
+        ``tcp:HOST:0`` takes a free port; the listener's ``address`` tells which.
+
+        Args:
+            route: gets the sockets of those who ask at the port for another process.
+            on_visit: gets the connections of those who have proved the token and have no certificate.
+
+        Raises:
+            OSError: the address is in use. NoCertificate: other machines could connect, and this node has no certificate.
         """
         where = parse_address(address)
         unproved: dict[ServerGreeter, float] = {}
-        greeter = partial(self._server_greeter, str(where), on_connection, unproved, max_unproved)
         if isinstance(where, UnixAddress):
+            greeter = partial(self._server_greeter, None, SELF, str(where), on_connection, unproved, max_unproved)
             sock = _bind_unix(where.path)
             inode = os.stat(where.path).st_ino
             server = await self._loop.create_unix_server(greeter, sock=sock, backlog=_BACKLOG)
             return SocketListener(server, str(where), unproved, (where.path, inode))
-        welcome = partial(self._welcome, greeter)
-        port = Port(self._loop, where, welcome, route, limit=max_unproved)
+        if not is_loopback(where.host):
+            _ = self._trust.certificates  # now, and not at the first connection
+        open_self = partial(self._welcome, SELF, str(where), on_connection, unproved, max_unproved)
+        receive = on_visit and partial(self._welcome, RECEPTION, str(where), on_visit, unproved, max_unproved)
+
+        def direct(target: bytes, sock: socket.socket) -> bool:
+            if receive is not None and target == RECEPTION:
+                receive(sock)
+                return True
+            return route is not None and route(target, sock)
+
+        port = Port(self._loop, where, open_self, direct, limit=max_unproved)
         return SocketListener(port, str(port.where), unproved, None)
 
-    def welcomer(self, name: str, on_connection: Callable[[Connection], None], *, max_unproved: int = MAX_UNPROVED) -> Welcome:
-        """Return what is to be called with sockets that were handed over, to be the server on them as ``listen`` is."""
-        return partial(self._welcome, partial(self._server_greeter, name, on_connection, {}, max_unproved))
+    def welcomer(
+        self, name: str, target: bytes, on_connection: Callable[[Connection], None], *, max_unproved: int = MAX_UNPROVED
+    ) -> Welcome:
+        """Return what is to be called with sockets for ``target`` that were handed over, to be the server on them as ``listen`` is."""
+        return partial(self._welcome, target, name, on_connection, {}, max_unproved)
 
-    def _welcome(self, greeter: Callable[[], ServerGreeter], sock: socket.socket) -> None:
+    def _welcome(
+        self,
+        target: bytes,
+        name: str,
+        on_connection: Callable[[Connection], None],
+        unproved: dict[ServerGreeter, float],
+        limit: int,
+        sock: socket.socket,
+    ) -> None:
         with contextlib.suppress(OSError):  # it hung up: the greeter will find out
             sock.send(bytes((Answer.OPEN,)), socket.MSG_NOSIGNAL)
+        greeter = partial(self._server_greeter, sock, target, name, on_connection, unproved, limit)
         welcoming = self._loop.create_task(self._loop.connect_accepted_socket(greeter, sock))
         self._welcoming.add(welcoming)
         welcoming.add_done_callback(self._welcoming.discard)
 
-    def _client_greeter(self, name: str, on_message: OnMessage, on_close: OnClose | None, timeout_s: float) -> ClientGreeter:
-        return ClientGreeter(self._loop, self._token, name, partial(self._adopt, name, False), on_message, on_close, timeout_s)
+    def _handshake_on(self, sock: socket.socket, role: Role, target: bytes) -> AnyHandshake:
+        """Return the handshake for a TCP socket: it is encrypted if it leaves the machine."""
+        if leaves_machine(sock.getpeername() if role == "client" else sock.getsockname()):
+            return SealedHandshake(role, self._trust, target)
+        return Handshake(role, self._trust.tokens, target)
+
+    def _client_greeter(
+        self, handshake: AnyHandshake, name: str, on_message: OnMessage, on_close: OnClose | None, timeout_s: float
+    ) -> ClientGreeter:
+        return ClientGreeter(self._loop, handshake, name, partial(self._adopt, name, False), on_message, on_close, timeout_s)
 
     def _server_greeter(
-        self, name: str, on_connection: Callable[[Connection], None], unproved: dict[ServerGreeter, float], limit: int
+        self,
+        sock: socket.socket | None,
+        target: bytes,
+        name: str,
+        on_connection: Callable[[Connection], None],
+        unproved: dict[ServerGreeter, float],
+        limit: int,
     ) -> ServerGreeter:
-        return ServerGreeter(self._loop, self._token, name, partial(self._adopt, "", True), on_connection, unproved, limit)
+        handshake = Handshake("server", self._trust.tokens) if sock is None else self._handshake_on(sock, "server", target)
+        return ServerGreeter(self._loop, handshake, name, partial(self._adopt, "", True), on_connection, unproved, limit)
 
-    def _adopt(self, name: str, accepted: bool, transport: asyncio.Transport, peer: str) -> SocketConnection:
+    def _adopt(self, name: str, accepted: bool, transport: asyncio.Transport, peer: str, seal: Seal | None) -> SocketConnection:
+        if seal is not None:
+            return SealedConnection(self._loop, transport, name or peer, accepted, seal)
         return SocketConnection(self._loop, transport, name or peer, accepted)
 
 

@@ -6,6 +6,8 @@ for the other for ever (an owner pushes a gigabyte of arguments to a worker whos
 
 ``send_now`` writes from another thread than the loop's, on a socket of its own to the same peer. It may do so only while the loop has
 nothing unsent, and the loop's writes wait for it: both hold ``_writing``. What did not fit goes first when the loop writes next.
+
+SocketConnection is plain, SealedConnection encrypts (``sealing.py``).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import contextlib
 import operator
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +25,7 @@ from typing import Any
 
 from shoal._core.transport.connection import CLOSE_TIMEOUT_S, HIGH_WATER_BYTES, LOW_WATER_BYTES
 from shoal._core.transport.framing import FramedConnection
+from shoal._core.transport.sealing import Seal
 from shoal._core.wire.codec import Buffer, encode
 from shoal._core.wire.messages import Message
 
@@ -168,6 +172,8 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
 
     # --- called by the loop ---
 
+    data_received = FramedConnection.deliver
+
     def pause_writing(self) -> None:
         self._write_paused = True
         if self._accepted:
@@ -206,3 +212,36 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
             self._writing.release()
         if direct is not None:
             direct.close()
+
+
+class SealedConnection(SocketConnection):
+    """One end of an encrypted socket.
+
+    Every message goes over the loop: a TLS connection cannot be used by two threads at once, and what was encrypted must be sent, which
+    ``send_now`` could not promise under an interrupt.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, peer: str, accepted: bool, seal: Seal) -> None:
+        super().__init__(loop, transport, peer, accepted)
+        self._seal = seal
+
+    def allow_send_now(self) -> None:
+        """There is no such thing here."""
+
+    def send_now(self, message: Message, is_valid: Callable[[], bool] | None = None, sent: Callable[[], object] | None = None) -> bool:
+        return False
+
+    def _write_in_turn(self, piece: Buffer) -> None:
+        for encrypted in self._seal.encrypt(piece):
+            self._transport.write(encrypted)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            plain = self._seal.decrypt(data)
+        except ssl.SSLError as error:
+            self._corrupt(error)
+            return
+        if answer := self._seal.pending:
+            self._transport.write(answer)
+        if plain:
+            self.deliver(plain)

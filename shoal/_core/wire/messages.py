@@ -191,6 +191,37 @@ class Ping(Message, tag=4):
 # --- process <-> node agent: life --------------------------------------------------------------------------------------------
 
 
+class IssueCertificate(Message, tag=5):
+    """Node that joins to control store, at its reception: sign this request (PEM). LookupError: there is no authority."""
+
+    rid: int
+    request: bytes
+
+
+class CertificateIssued(Message, tag=6):
+    """The node's certificate and that of the cluster's authority (PEM)."""
+
+    rid: int
+    certificate: bytes
+    authority: bytes
+
+
+class RotateToken(Message, tag=7):
+    """Take this token from now on, and accept the one before it, too: a client to the control store, which tells all node agents.
+
+    Answered when every process of the receiver's uses it, or was told.
+    """
+
+    rid: int
+    token: bytes
+
+
+class TokenChanged(Message, tag=8):
+    """Node agent to the processes of its node: the token is this one from now on."""
+
+    token: bytes
+
+
 class RegisterProcess(Message, tag=10):
     """First message of a worker or driver to its node agent."""
 
@@ -964,7 +995,7 @@ class Published(Message, tag=151):
 
 
 AnyMessage = (
-    Ack | Failed | CancelRequest | Ping
+    Ack | Failed | CancelRequest | Ping | IssueCertificate | CertificateIssued | RotateToken | TokenChanged
     | RegisterProcess | Registered | ProcessExiting | StopProcess | LogLines | NameProcess | FlushLogs | KillProcess
     | Dial | SocketReady | TakeSocket | LeaseSpilled | NodesChanged
     | RequestLease | LeaseGranted | ReturnLease | LeaseWanted | WorkerDied | WorkerBlocked | WorkerUnblocked | LeaseInfeasible
@@ -982,7 +1013,7 @@ AnyMessage = (
 
 #: Messages that answer a request of the receiver's. All other messages with a ``rid`` ask something.
 REPLY_TYPES: frozenset[type[Message]] = frozenset({
-    Ack, Failed, Registered, LeaseGranted, LeaseSpilled, SocketReady,
+    Ack, Failed, CertificateIssued, Registered, LeaseGranted, LeaseSpilled, SocketReady,
     ObjectCreated, ObjectsPinned, ObjectValue, JobRegistered, JobInfo, FunctionBlob, KvValue,
     KvKeyList, NodeList, NamedActor, NamedActorList, ActorStarted, PlacementGroupList,
 })  # fmt: skip

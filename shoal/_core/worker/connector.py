@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from shoal._core.transport import ConnectFailed, Connection, OnClose, OnMessage, RequestFailed, SocketTransport, Transport
 from shoal._core.transport.handover import fetch
+from shoal._core.transport.preamble import SELF
 from shoal._core.wire.messages import Address, Dial, TakeSocket
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,11 @@ class DirectConnector:
         raise TypeError("no node agent hands over sockets here")
 
 
+def target_of(address: Address) -> bytes:
+    """Return who is meant at the port of a node: one of its processes, or its agent."""
+    return SELF if address.worker_id == address.node_id else address.worker_id
+
+
 class NodeConnector:
     """Reaches processes of other nodes by way of the node agent, once there is a connection to it (``agent``)."""
 
@@ -52,16 +58,16 @@ class NodeConnector:
         loop: asyncio.AbstractEventLoop,
         transport: SocketTransport,
         agent: Connection,
-        node_id: bytes,
+        me: Address,
         handover_path: str,
         accept: Callable[[Connection], None],
     ) -> None:
         self._loop = loop
         self._transport = transport
         self._agent = agent
-        self._node_id = node_id
+        self._node_id = me.node_id
         self._path = handover_path
-        self._welcome = transport.welcomer("a process of this node", accept)
+        self._welcome = transport.welcomer("a process of this node", me.worker_id, accept)
         self._taking: set[asyncio.Task[None]] = set()
 
     async def connect(self, address: Address, on_message: OnMessage, on_close: OnClose) -> Connection:
@@ -73,7 +79,7 @@ class NodeConnector:
             raise ConnectFailed(error.message) from None
         sock = await fetch(self._loop, self._path, ready.ticket)
         name = f"process {address.worker_id.hex()[:12]} of node {address.node_id.hex()[:12]}"
-        return await self._transport.greet(sock, name, on_message, on_close)
+        return await self._transport.greet(sock, name, on_message, on_close, target=target_of(address))
 
     def on_take_socket(self, _channel: Any, message: TakeSocket) -> None:
         taking = self._loop.create_task(self._take(message.ticket))

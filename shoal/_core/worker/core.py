@@ -74,6 +74,7 @@ class Core:
         job_id: bytes,
         runs_tasks: bool,
         on_agent_lost: Callable[[], None],
+        on_token: Callable[[bytes], None],
     ) -> None:
         self.loop = loop
         self.settings = settings
@@ -137,6 +138,7 @@ class Core:
             m.WorkerDied: leasing.on_worker_died,
             m.LogLines: self._log_lines,
             m.TakeSocket: connector.on_take_socket,
+            m.TokenChanged: lambda _agent, message: on_token(message.token),
             **self._shared,
         }
         self._from_control_store: dict[type, Callable[[Any, Any], None]] = {

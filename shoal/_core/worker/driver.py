@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from shoal._base.settings import Settings
-from shoal._core.transport import ConnectionLost, RequestFailed
+from shoal._core.transport import ConnectionLost, RequestFailed, Tokens
 from shoal._core.wire import messages as m
 
 from .io_thread import IoThread, JoinRequest, fresh_worker_id
@@ -36,7 +36,7 @@ def connect_driver(
     agent_address: str,
     control_address: str,
     session_dir: str,
-    token: bytes,
+    tokens: Tokens,
     job: m.JobConfigRecord,
     settings: Settings,
     entrypoint: str,
@@ -47,7 +47,7 @@ def connect_driver(
     Raises:
         ConnectionLost, ConnectionRefusedError: nothing answers at the address, or it does not accept the token.
     """
-    request = JoinRequest(fresh_worker_id(), agent_address, token, session_dir, True, log_to_driver, settings=settings)
+    request = JoinRequest(fresh_worker_id(), agent_address, tokens, session_dir, True, log_to_driver, settings=settings)
     thread = IoThread(request, lambda: thread.release_memory())
     thread.start()
     core, inbox = thread.core, thread.inbox

@@ -23,7 +23,7 @@ from shoal._base.ids import WORKER_BYTES
 from shoal._base.paths import HANDOVER_SOCKET
 from shoal._base.settings import Settings
 from shoal._core.object_store import Arena, StoreClient
-from shoal._core.transport import Connection, SocketTransport
+from shoal._core.transport import Connection, SocketTransport, Tokens, Trust
 from shoal._core.wire import messages as m
 
 from .connector import Connector, DirectConnector, NodeConnector
@@ -37,7 +37,7 @@ class JoinRequest:
 
     worker_id: bytes
     agent_address: str
-    token: bytes
+    tokens: Tokens
     session_dir: str
     is_driver: bool
     log_to_driver: bool = False
@@ -141,7 +141,8 @@ class IoThread:
 
     async def _join(self) -> None:
         request = self.request
-        transport = SocketTransport(self.loop, request.token)
+        trust = Trust(request.tokens, request.session_dir)
+        transport = SocketTransport(self.loop, trust)
         own_address = f"unix:{request.session_dir}/{'d' if request.is_driver else 'w'}-{request.worker_id.hex()[:16]}.sock"
         listener = await transport.listen(own_address, self._accept)
         agent = await transport.connect(request.agent_address, self._hold)
@@ -155,10 +156,10 @@ class IoThread:
         connector: Connector = DirectConnector(transport)
         if registered.endpoint:
             path = f"{request.session_dir}/{HANDOVER_SOCKET}"
-            connector = NodeConnector(self.loop, transport, agent, registered.node_id, path, self._accept)
+            connector = NodeConnector(self.loop, transport, agent, me, path, self._accept)
         self.core = core = Core(
             loop=self.loop, transport=transport, connector=connector, settings=settings, me=me, job_id=b"\0" * 4,
-            runs_tasks=not request.is_driver, on_agent_lost=self._on_agent_lost,
+            runs_tasks=not request.is_driver, on_agent_lost=self._on_agent_lost, on_token=trust.rotate,
         )  # fmt: skip
         core.has_other_nodes = bool(registered.endpoint)
         self.inbox = Inbox(self.loop, core.flush)

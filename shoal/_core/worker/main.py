@@ -20,7 +20,7 @@ SWITCH_INTERVAL_S = 0.002
 def run_worker(start: WorkerStart) -> int:
     """Join the session and run what owners push. Does not return: the process leaves by ``MainThread.leave``, or is killed."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    request = JoinRequest(start.worker_id, start.agent_address, start.token, start.session_dir, False, arena_fd=start.arena_fd)
+    request = JoinRequest(start.worker_id, start.agent_address, start.tokens, start.session_dir, False, arena_fd=start.arena_fd)
     thread = IoThread(request, _session_over)
     thread.start()
     runtime = CoreRuntime(

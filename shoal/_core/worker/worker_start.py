@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shoal._core.transport.trust import Tokens
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerStart:
     worker_id: bytes
     agent_address: str
-    token: bytes
+    tokens: Tokens
     session_dir: str
     #: The object store's memory, open for reading and writing; -1 if this process must open ``Registered.arena_path``.
     arena_fd: int

@@ -29,6 +29,7 @@ from shoal._core.object_store import Arena, ObjectStore
 from shoal._core.transport.connection import Connection
 from shoal._core.transport.memory import MemoryNetwork, MemoryTransport
 from shoal._core.transport.shared import SharedConnections
+from shoal._core.transport.trust import Tokens
 from shoal._core.wire.messages import JobConfigRecord, Message, NodeRecord, ProcessExiting
 from shoal._core.worker.core import Core
 from shoal._core.worker.driver import connect_driver
@@ -170,7 +171,7 @@ class SimulatedCluster:
         self._started += 1
         number = self._started
         name = f"w{number}"
-        start = WorkerStart(worker_id, "agent", name.encode(), self._directory, self.arena.fd, self.arena.nbytes)
+        start = WorkerStart(worker_id, "agent", Tokens(name.encode()), self._directory, self.arena.fd, self.arena.nbytes)
         process = SimulatedProcess(self.loop, self.network, name, lambda: run_worker(start))
         process.on_end = lambda code: self._end(worker_id, code, None)
         process.on_kill = lambda: self.kill_process(process)
@@ -223,7 +224,7 @@ class SimulatedCluster:
 
         def main() -> Any:
             runtime = connect_driver(
-                agent_address="agent", control_address="control", session_dir=self._directory, token=b"driver",
+                agent_address="agent", control_address="control", session_dir=self._directory, tokens=Tokens(b"driver"),
                 job=JobConfigRecord({}, os.getcwd(), []), settings=self.settings, entrypoint="simulation", log_to_driver=False,
             )  # fmt: skip
             holder.install(runtime)

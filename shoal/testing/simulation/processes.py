@@ -29,6 +29,7 @@ from unittest import mock
 
 from shoal._base import ids
 from shoal._core.transport.memory import MemoryNetwork, MemoryTransport
+from shoal._core.transport.trust import Trust
 from shoal._core.wire.messages import Cause
 from shoal._core.worker import driver as driver_module
 from shoal._core.worker import io_thread as io_module
@@ -250,8 +251,8 @@ def replaced_system(loop: VirtualLoop, network: MemoryNetwork) -> Iterator[None]
     system = SimpleNamespace(urandom=draw.randbytes)
     interval = sys.getswitchinterval()
 
-    def transport(_loop: Any, token: bytes) -> MemoryTransport:
-        return MemoryTransport(network, token.decode())
+    def transport(_loop: Any, trust: Trust) -> MemoryTransport:
+        return MemoryTransport(network, trust.tokens.current.decode())
 
     def nothing(*_args: Any) -> None: ...
 
