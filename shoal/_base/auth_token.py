@@ -62,12 +62,8 @@ def make_token(environ: Mapping[str, str] | None = None) -> str:
         return find_token(environ)
     except NoToken:
         path = token_path(environ)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    partial = _write_beside(path, new_token())
     try:
-        with open(descriptor, "w") as file:
-            file.write(secrets.token_hex(32) + "\n")
         os.link(partial, path)  # fails if somebody was faster, so that nobody holds one that is replaced
     except FileExistsError:
         pass
@@ -76,9 +72,34 @@ def make_token(environ: Mapping[str, str] | None = None) -> str:
     return find_token(environ)
 
 
+def new_token() -> str:
+    """Return a token that nobody has, 256 random bits."""
+    return secrets.token_hex(32)
+
+
+def replace_token(token: str, environ: Mapping[str, str] | None = None) -> Path:
+    """Put another token in the place of the one that is kept in a file; return the file. TokenError if a variable holds it."""
+    environ = os.environ if environ is None else environ
+    for name in VARIABLES:
+        if environ.get(name):
+            raise TokenError(f"The token is in the environment variable {name}, not in a file, and must be changed where that is set.")
+    path = token_path(environ)
+    os.replace(_write_beside(path, token), path)
+    return path
+
+
 def without_token(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment as user code may see it: daemons hand theirs on to workers, which print and ship it."""
     return {name: value for name, value in environ.items() if name not in VARIABLES}
+
+
+def _write_beside(path: Path, token: str) -> Path:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w") as file:
+        file.write(token + "\n")
+    return partial
 
 
 def _checked(text: str, source: str) -> str:

@@ -5,7 +5,7 @@
     stop.py          stop
     status.py        status, health-check
     drain.py         drain-node
-    token.py         get-auth-token
+    token.py         get-auth-token, rotate-auth-token
     symmetric.py     symmetric-run
     node_options.py  what describes a node, as options of the commands that start one
     place.py         which cluster a command is about

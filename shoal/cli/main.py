@@ -17,6 +17,7 @@ _COMMANDS = {
     "status": ("status", "status"),
     "health-check": ("status", "health_check"),
     "get-auth-token": ("token", "get_auth_token"),
+    "rotate-auth-token": ("token", "rotate_auth_token"),
     "symmetric-run": ("symmetric", "symmetric_run"),
 }
 

@@ -112,6 +112,22 @@ def test_the_token_is_made_once_and_found_again(shell):
     assert shell("get-auth-token").strip() == token
 
 
+def test_the_token_is_changed_while_the_cluster_runs(shell):
+    address = head(shell)
+    old = shell("get-auth-token").strip()
+    shell("rotate-auth-token")
+    new = shell("get-auth-token").strip()
+    assert new != old
+    shell("start", "--address", address, "--resources", '{"a": 1}', *SMALL)
+    assert (
+        shell.python("import shoal; shoal.init(); print(shoal.get(shoal.remote(lambda: 1).options(resources={'a': 1}).remote()))") == "1\n"
+    )
+    shell("start", "--address", address, *SMALL, SHOAL_AUTH_TOKEN=old)
+    shell("rotate-auth-token")
+    assert "token" in shell("start", "--address", address, *SMALL, status=1, SHOAL_AUTH_TOKEN=old)
+    assert shell("status").count(" 1 node_") == 3
+
+
 def test_user_code_does_not_see_a_token_from_the_environment(shell):
     shell.environ["SHOAL_AUTH_TOKEN"] = "a-token-of-some-length-0123"
     head(shell)

@@ -178,3 +178,23 @@ def test_a_dead_node_that_is_named_is_an_error_or_another_node():
             shoal.get(bound.where.remote(), timeout=PATIENCE_S)
         assert shoal.get(where.options(**on(True)).remote(), timeout=PATIENCE_S) == nodes.id_of(0)
         assert shoal.get(free.where.remote(), timeout=PATIENCE_S) == nodes.id_of(0)
+
+
+def test_a_lost_result_of_an_actor_is_computed_again_by_it():
+    with many_nodes(2) as nodes:
+
+        @shoal.remote(num_cpus=0, max_restarts=-1, max_task_retries=2)
+        class Maker:
+            def array(self, number):
+                return np.full(MIB, number, dtype=np.uint8)
+
+        where = shoal.util.scheduling_strategies.NodeAffinitySchedulingStrategy(nodes.id_of(1), soft=True)
+        maker = Maker.options(scheduling_strategy=where).remote()
+        arrays = [maker.array.remote(number) for number in range(3)]
+        once = maker.array.options(max_task_retries=0).remote(9)
+        shoal.wait([*arrays, once], num_returns=4, fetch_local=False)
+        nodes.kill(1)
+        assert [(int(array[0]), len(array)) for array in shoal.get(arrays, timeout=60)] == [(number, MIB) for number in range(3)]
+        with pytest.raises(shoal.exceptions.ObjectReconstructionFailedError):
+            shoal.get(once, timeout=60)
+        shoal.kill(maker)

@@ -80,7 +80,34 @@ def report(request):
         assert case.worst_s < GONE_S, f"something was left for {case.worst_s:.2f} s"
 
 
+_notes = pytest.StashKey()
+
+
+class Notes:
+    """Lines of a case: shown at once, or at the end of the run."""
+
+    def __init__(self, request):
+        self._name = request.node.name
+        self._lines = request.config.stash.setdefault(_notes, [])
+        self._capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def add(self, text):
+        self._lines.append(f"{self._name}: {text}")
+
+    def show(self, text):
+        if os.environ.get("SHOAL_SHOW"):
+            with self._capture.global_and_fixture_disabled():
+                print(f"  {text}", flush=True)
+
+
+@pytest.fixture
+def notes(request):
+    return Notes(request)
+
+
 def pytest_terminal_summary(terminalreporter, config):
+    for line in config.stash.get(_notes, []):
+        terminalreporter.write_line(line)
     for case in config.stash.get(_reports, []):
         seen = "; ".join(f"{count}x {what}" for what, count in case.seen.items())
         terminalreporter.write_line(f"{case.name}: {case.rounds} rounds, nothing left after {case.worst_s:.2f} s at worst; {seen}")

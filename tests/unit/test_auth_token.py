@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from shoal._base.auth_token import TokenError, find_token, make_token, token_path, without_token
+from shoal._base.auth_token import TokenError, find_token, make_token, replace_token, token_path, without_token
 
 LONG = "0123456789abcdef"
 
@@ -61,6 +61,16 @@ def test_what_protects_nothing_is_refused(home, tmp_path, text):
         find_token(home)
     with pytest.raises(TokenError, match="at least 16 printable ASCII characters"):
         make_token(home)  # what a user has put there is not replaced
+
+
+def test_replaced_in_its_file(home, tmp_path):
+    old = make_token(home)
+    path = replace_token(LONG, home)
+    assert (find_token(home), path) == (LONG, tmp_path / ".shoal" / "auth_token")
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    with pytest.raises(TokenError, match="in the environment variable RAY_AUTH_TOKEN"):
+        replace_token(old, {**home, "RAY_AUTH_TOKEN": LONG})
+    assert find_token(home) == LONG
 
 
 def test_user_code_does_not_see_it():

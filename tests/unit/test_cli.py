@@ -110,7 +110,7 @@ def test_the_token_goes_to_standard_output_alone(monkeypatch, tmp_path, capsys):
     assert (out, err) == ((tmp_path / "token").read_text(), "")
 
 
-@pytest.mark.parametrize("command", ["start", "stop", "status", "health-check", "get-auth-token", "symmetric-run"])
+@pytest.mark.parametrize("command", ["start", "stop", "status", "health-check", "get-auth-token", "rotate-auth-token", "symmetric-run"])
 def test_each_command_has_help(command):
     for flag in ("-h", "--help"):
         result = CliRunner().invoke(group, [command, flag])

@@ -26,6 +26,21 @@ def test_only_living_processes_count(tmp_path):
     assert live_records(tmp_path / "nowhere") == []
 
 
+def test_a_session_that_lies_elsewhere_is_found_by_its_link(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOAL_TMPDIR", str(tmp_path / "usual"))
+    elsewhere, hidden = sessions.create(tmp_path / "other", findable=True), sessions.create(tmp_path / "other")
+    for one in (elsewhere, hidden):
+        one.record(record("tcp:127.0.0.1:1"))
+    assert [found.session_dir for found in live_records()] == [str(elsewhere.path)]
+    elsewhere.remove()
+    assert live_records() == []
+    assert list((tmp_path / "usual").rglob("session_*")) == []
+    killed = sessions.create(tmp_path / "other", findable=True)
+    (killed.directory / "token").unlink()
+    sessions.sweep(sessions.user_dir(tmp_path / "usual"))
+    assert list((tmp_path / "usual").rglob("session_*")) == []
+
+
 def test_the_head_is_joined_first():
     second, head, control = record("tcp:a:1"), record("tcp:a:1", head=True), record("tcp:a:1", part="control store")
     other = record("tcp:b:1", head=True)

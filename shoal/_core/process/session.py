@@ -117,10 +117,16 @@ class Session:
         if self.path != self.directory:
             self.path.unlink(missing_ok=True)
         _remove_session(self.directory)
+        link = _default_place() / self.name
+        if link.is_symlink():
+            link.unlink(missing_ok=True)
 
 
-def create(temp_dir: str | Path | None = None, token: bytes | None = None) -> Session:
+def create(temp_dir: str | Path | None = None, token: bytes | None = None, *, findable: bool = False) -> Session:
     """Make a new session directory with its token: a fresh one, or that of the cluster.
+
+    Args:
+        findable: the session is to be found by other shells also if it lies elsewhere: it gets a link in the usual place.
 
     Raises:
         PermissionError: the user's directory below ``temp_dir`` belongs to somebody else, or others may write to it.
@@ -139,12 +145,18 @@ def create(temp_dir: str | Path | None = None, token: bytes | None = None) -> Se
     if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
         path = user_dir(Path("/tmp")) / f"s_{secrets.token_hex(6)}"
         path.symlink_to(directory)
+    if findable and parent != _default_place():
+        (user_dir(paths.temp_dir()) / directory.name).symlink_to(directory)
     return Session(directory, path)
 
 
 def open_session(path: str | Path) -> Session:
     """Return the session that lives at ``path`` (its directory or its alias)."""
     return Session(Path(path).resolve(), Path(path))
+
+
+def _default_place() -> Path:
+    return paths.temp_dir() / f"shoal-{os.getuid()}"
 
 
 def user_dir(temp_dir: Path) -> Path:
@@ -188,7 +200,7 @@ def sweep(parent: Path, spare: Session | None = None, budget_s: float = 0.5) -> 
         shutil.rmtree(directory, ignore_errors=True)
         if time.monotonic() > deadline:
             return
-    for alias in parent.glob("s_*"):
+    for alias in [*parent.glob("s_*"), *parent.glob("session_*")]:
         if alias.is_symlink() and (not alias.exists() or not (alias / paths.TOKEN_FILE).exists()):
             alias.unlink(missing_ok=True)
 

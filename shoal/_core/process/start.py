@@ -134,7 +134,7 @@ def restart_control_store(session_dir: str) -> HeadReady:
 def _start(
     role: str, called: str, options: HeadOptions | ControlOptions, token: bytes | None, daemon: bool, env_vars: Mapping[str, str]
 ) -> HeadProcess:
-    session = sessions.create(options.temp_dir or None, token)
+    session = sessions.create(options.temp_dir or None, token, findable=daemon)
     options = msgspec.structs.replace(options, session_dir=str(session.path), driver_pid=0 if daemon else os.getpid())
     if isinstance(options, ControlOptions) and not daemon:
         me = processes.read_stat(os.getpid())

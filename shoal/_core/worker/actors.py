@@ -250,6 +250,30 @@ class Actors:
             self._fail_on_argument(record)
         self._dirty[calls.actor_id] = calls
 
+    # --- results that may be lost --------------------------------------------------------------------------
+
+    def let_go(self, record: TaskRecord) -> None:
+        """The call is over and kept as lineage, which keeps no actor alive."""
+        tokens = [entry for entry in record.held if isinstance(entry, ActorToken)]
+        record.held = [entry for entry in record.held if not isinstance(entry, ActorToken)]
+        for token in tokens:
+            self.core.objects.own.unpin(token)
+
+    def may_recover(self, record: TaskRecord) -> bool:
+        """Whether the actor is there to run the call again."""
+        calls = self.calls.get(record.template.actor_id)
+        return calls is not None and calls.state != ACTOR_DEAD
+
+    def hold(self, record: TaskRecord) -> None:
+        """The call runs again, as its result was lost: it keeps the actor alive, and counts as pending."""
+        calls = self.calls[record.template.actor_id]
+        if calls.limit is not None:
+            calls.limit.answered -= 1
+        token = self.core.objects.own.entries.get(token_id(record.template.actor_id))
+        if token is not None:
+            token.count += 1
+            record.held = [*record.held, token]
+
     def flush(self) -> None:
         if self._dirty:
             dirty, self._dirty = self._dirty, {}

@@ -141,9 +141,11 @@ class Leasing:
 
     def _lease_answered(self, node_id: bytes, number: int, message: RequestLease, done: asyncio.Future[Any]) -> None:
         self._requests.pop(number, None)
-        if done.cancelled() or self.core.closing:
+        if done.cancelled():
             return
         shape, error = message.shape, done.exception()
+        if self.core.closing:
+            return
         if error is None and isinstance(done.result(), LeaseSpilled):
             self._spilled(number, message, done.result())
         elif error is None and self._leaving:

@@ -71,6 +71,8 @@ class Recovery:
             if lost.kind != PENDING:
                 self.core.objects.own.reset(lost)  # an item of a stream
             self.core.cancellation.started(record)
+            if record.template.actor_id:
+                self.core.actors.hold(record)
             todo.extend(dep for dep in record.deps if dep.kind == RELEASED)
             again.append(record)
         for record in reversed(again):
@@ -93,13 +95,16 @@ class Recovery:
             return "its task may not be retried any more (max_retries)"
         if record.cancelled:
             return "its task was cancelled"
+        if record.template.actor_id and not self.core.actors.may_recover(record):
+            return "the actor whose method made it has ended"
         return ""
 
     def _give_up(self, entry: Entry, reason: str) -> None:
         hexid = entry.object_id.hex()
         text = (
             f"The object {hexid} was lost from the object store and cannot be computed again: {reason}. "
-            "Keep results of tasks (with max_retries > 0) rather than values of put where they must survive."
+            "Keep results of tasks (with max_retries > 0) or of living actors (with max_task_retries > 0) rather than values of put where "
+            "they must survive."
         )
         self.core.objects.own.reset(entry)
         error = exceptions.ObjectReconstructionFailedError(hexid, reason, text)

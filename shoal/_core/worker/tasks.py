@@ -208,7 +208,9 @@ class Tasks:
         record.lease = None
         self.finished_count += 1
         self.core.cancellation.ended(record)
-        if stored and record.template.max_retries != 0 and not record.template.actor_id:
+        if stored and record.template.max_retries != 0 and not (record.template.actor_id and record.generator is not None):
+            if record.template.actor_id:
+                self.core.actors.let_go(record)
             held = [entry for entry in record.returns if self.core.objects.own.entries.get(entry.object_id) is entry]
             if held or record.generator is not None:
                 self.core.recovery.lineage.keep(record)
