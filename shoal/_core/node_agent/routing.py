@@ -27,7 +27,7 @@ from shoal._core.node_agent.lease_records import Doubt, FindGroup, Instruction, 
 from shoal._core.node_agent.waiting import LeaseRequest
 from shoal._core.scheduling import policy, strategies
 from shoal._core.scheduling.resources import Capacity, ResourceSet, fits
-from shoal._core.wire.messages import NodeRecord
+from shoal._core.wire.messages import NodeRecord, Shape
 
 #: Hops that a request may make without having waited anywhere.
 FREE_HOPS = 2
@@ -57,6 +57,12 @@ class Routing:
     _turn: int = 0
     #: The same for SPREAD alone: its round must not skip nodes because others choose meanwhile.
     _round: int = 0
+    #: Shapes for which no node had room, since the last news of the others: a full cluster is not looked through for every request.
+    _full: dict[Shape, policy.Wait] = field(default_factory=dict)
+
+    def news(self) -> None:
+        """The other nodes are not as they were."""
+        self._full.clear()
 
     def judge(self, request: LeaseRequest, now: float, *, again: bool = False) -> list[Instruction]:
         """Decide where the request is served; sets ``request.feasible``.
@@ -156,7 +162,13 @@ class Routing:
     def _choose(self, request: LeaseRequest, nodes: list[NodeRecord], *, again: bool) -> policy.Choice:
         shape, name = request.shape, request.name
         if not strategies.is_spread(shape.strategy):
-            return policy.choose_node(shape, nodes, local=self.node_id, name=name)
+            full = self._full.get(shape)
+            if full is not None and not self.node.fits(request.need):
+                return full
+            choice = policy.choose_node(shape, nodes, local=self.node_id, name=name)
+            if isinstance(choice, policy.Wait) and len(nodes) > 1:  # alone it would never hear news
+                self._full[shape] = choice
+            return choice
         # The first hop goes round over all nodes, whatever is known of their room: short tasks end before anybody hears that they ran. A
         # node that has none passes it on to one that seems to have it.
         all_nodes = not (again or request.hops)

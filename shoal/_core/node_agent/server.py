@@ -430,7 +430,7 @@ class NodeAgent:
     def _promises_over(self) -> None:
         if self._closed:
             return
-        if self.view.expire(self.loop.time()) and self.leases.waiting:
+        if self.view.expire(self.loop.time()):
             self.perform_leases(self.leases.nodes_changed(self.loop.time()))
         if self.view.next_expiry is not None:
             self.loop.call_at(self.view.next_expiry, self._promises_over)
