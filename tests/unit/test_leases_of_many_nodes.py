@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from shoal._core.node_agent.cluster_view import PROMISE_S, ClusterView
 from shoal._core.node_agent.lease_records import Doubt, Grant, Instruction, Refuse, Spill, TellInfeasible, Want
 from shoal._core.node_agent.leases import Leases
@@ -195,3 +197,26 @@ def test_a_dead_node_gets_nothing() -> None:
     assert node.ask() == []
     [refused] = node.ask(strategy=("NODE_AFFINITY", b"b" * 28, False))
     assert isinstance(refused, Refuse)
+
+
+@pytest.mark.parametrize("strategy", [(), ("SPREAD",)], ids=str)
+@pytest.mark.parametrize("count", [2, 20, 60])
+def test_what_a_lease_costs_in_messages_does_not_grow_with_the_nodes(count: int, strategy: tuple[object, ...]) -> None:
+    """One owner asks for as many leases as the cluster has CPUs, and for twice as many as it then has room for."""
+    names = [f"{number:03}" for number in range(count)]
+    nodes = {name: Node(record(name, 2), *(record(other, 2) for other in names if other != name)) for name in names}
+    asked = granted = 0
+    for number in range(6 * count):
+        at, hops = names[0], 0
+        if number == 2 * count:  # ten times a second
+            for node in nodes.values():
+                node.changed(*(record(name, 2, free=0) for name in names))
+        while True:
+            asked += 1
+            [answer] = where(nodes[at].ask(hops=hops, strategy=strategy)) or ["waits"]
+            if answer in ("here", "waits"):
+                granted += answer == "here"
+                break
+            at, hops = answer, hops + 1
+    assert granted == 2 * count
+    assert asked <= 3 * 6 * count

@@ -10,8 +10,9 @@ Outside of placement groups ``scheduling.policy`` decides, over the nodes as thi
 run here at all: the nodes' views differ for moments, and it must not wander. What waits is judged again when other nodes change; from the
 second hop on only after ``MOVE_S``, so that it keeps its place in a queue for a while.
 
-Inside a group it goes to the node of its bundle. Any bundle will do: here if one has room, else once around the nodes of the group. If none
-has room it waits where it is, and goes round again from time to time (``restless``), as nobody tells what is free in bundles elsewhere.
+Inside a group it goes to the node of its bundle. Any bundle will do: here if one has room, else on a tour of the group's nodes, of ``TOUR``
+hops at most. If none has room it waits where it is, and goes on a tour again from time to time (``restless``), as nobody tells what is free
+in bundles elsewhere.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from shoal._core.wire.messages import NodeRecord, Shape
 
 #: Hops that a request may make without having waited anywhere.
 FREE_HOPS = 2
+#: Hops of a tour of a group's nodes: what a request costs must not grow with the nodes.
+TOUR = 8
 #: Seconds that a request waits before it moves on again.
 MOVE_S = 1.0
 
@@ -138,7 +141,8 @@ class Routing:
         if not here:
             self._turn += not request.hops  # from outside of the group: begin anywhere
             return self._spill(request, others[0 if request.hops else self._turn % len(others)])
-        if request.hops <= len(others) or (again and self.restless(request, now)):
+        tour_is_over = request.hops > 0 and request.hops % min(len(others) + 1, TOUR) == 0
+        if not tour_is_over or (again and self.restless(request, now)):
             return self._spill(request, others[0])
         return []
 
