@@ -164,27 +164,29 @@ class Routing:
         return [Spill(request, node_id)]
 
     def _choose(self, request: LeaseRequest, nodes: list[NodeRecord], *, again: bool) -> policy.Choice:
-        shape, name = request.shape, request.name
-        if not strategies.is_spread(shape.strategy):
-            full = self._full.get(shape)
-            if full is not None and not self.node.fits(request.need):
-                return full
-            choice = policy.choose_node(shape, nodes, local=self.node_id, name=name)
-            if isinstance(choice, policy.Wait) and len(nodes) > 1:  # alone it would never hear news
-                self._full[shape] = choice
+        # The first hop of a SPREAD round, or to large arguments, is made whatever is known of the room there: short tasks end before
+        # anybody hears that they ran. A node that has none passes it on to one that seems to have it.
+        shape, name, first = request.shape, request.name, not (again or request.hops)
+        if strategies.is_spread(shape.strategy):
+            choice = policy.choose_node(shape, nodes, name=name, turn=self._round, whole_nodes=first)
+            self._round += 1
+            if first and isinstance(choice, policy.Placed) and choice.node.node_id == self.node_id and not self.node.fits(request.need):
+                choice = policy.choose_node(shape, nodes, name=name, turn=self._round)
             return choice
-        # The first hop goes round over all nodes, whatever is known of their room: short tasks end before anybody hears that they ran. A
-        # node that has none passes it on to one that seems to have it.
-        all_nodes = not (again or request.hops)
-        choice = policy.choose_node(shape, nodes, name=name, turn=self._round, whole_nodes=all_nodes)
-        self._round += 1
-        if all_nodes and isinstance(choice, policy.Placed) and choice.node.node_id == self.node_id and not self.node.fits(request.need):
-            choice = policy.choose_node(shape, nodes, name=name, turn=self._round)
+        if first and shape.near and shape.near != self.node_id:
+            return policy.choose_node(shape, nodes, local=self.node_id, name=name, whole_nodes=True)
+        full = self._full.get(shape)
+        if full is not None and not self.node.fits(request.need):
+            return full
+        choice = policy.choose_node(shape, nodes, local=self.node_id, name=name)
+        if isinstance(choice, policy.Wait) and len(nodes) > 1:  # alone it would never hear news
+            self._full[shape] = choice
         return choice
 
     def _is_settled(self, request: LeaseRequest, nodes: list[NodeRecord]) -> bool:
         """Whether this node, if it were empty, is one that the request allows, and it may wait here."""
-        if strategies.is_spread(request.shape.strategy) and request.hops < FREE_HOPS and not self.node.fits(request.need):
+        sent_blindly = strategies.is_spread(request.shape.strategy) or request.shape.near == self.node_id
+        if sent_blindly and request.hops < FREE_HOPS and not self.node.fits(request.need):
             return False
         strategy = strategies.parse(request.shape.strategy)
         if isinstance(strategy, strategies.NodeAffinity) and (strategy.must_run_now or (strategy.may_leave and request.hops < FREE_HOPS)):

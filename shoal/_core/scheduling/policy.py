@@ -71,7 +71,7 @@ def choose_node(
             cluster do not all choose the same node.
         name: how messages call the task or actor.
         turn: SPREAD begins its round at this position; count it up per request.
-        whole_nodes: SPREAD judges by what nodes have, not by what is free.
+        whole_nodes: SPREAD, and the way to large arguments, judge by what nodes have, not by what is free.
     """
     strategy = strategies.parse(shape.strategy)
     if isinstance(strategy, strategies.Fallback):
@@ -92,7 +92,7 @@ def choose_node(
             nodes = [node for node in nodes if labels.matches(conditions, node.labels)]
         found = _with_room(need, (), nodes, turn, 1, whole_nodes=whole_nodes)
         return Placed(found[0]) if found else _none_has_room(what, need, conditions, nodes)
-    home = _home(need, conditions, nodes, shape.near, local) if not soft else None
+    home = _home(need, conditions, nodes, shape.near, local, whole_nodes=whole_nodes) if not soft else None
     if home is not None:
         return Placed(home)
     start = int.from_bytes(local[:4], "big")
@@ -175,11 +175,13 @@ def could_help(need: Mapping[str, int], free: Mapping[str, int], held: Mapping[s
     return any(held.get(name) for name in lacking(need, free))
 
 
-def _home(need: ResourceSet, conditions: labels.Selector, nodes: Sequence[NodeRecord], near: bytes, local: bytes) -> NodeRecord | None:
+def _home(
+    need: ResourceSet, conditions: labels.Selector, nodes: Sequence[NodeRecord], near: bytes, local: bytes, *, whole_nodes: bool
+) -> NodeRecord | None:
     """Return the node where large arguments lie, if it has room; else the local one, while it is half empty."""
     if near:
         node = _find(nodes, near)
-        if node is not None and fits(need, node.available) and labels.matches(conditions, node.labels):
+        if node is not None and fits(need, node.total if whole_nodes else node.available) and labels.matches(conditions, node.labels):
             return node
     node = _find(nodes, local) if local else None
     if node is None or not fits(need, node.available) or not labels.matches(conditions, node.labels):
