@@ -69,6 +69,13 @@ ROWS = {
     "broadcast": Row("100 MB to four nodes of this machine, in transfers to one", "", 0, 0, True),
     # core_wait.py
     "wait_1k": Row("wait on 1,000 references, one by one", "1/s", 10, 30),
+    # core_nodes.py
+    "nodes_tasks": Row("four nodes: tasks in flight", "1/s", 10, 10),
+    "nodes_tasks_spread": Row("four nodes: SPREAD tasks in flight", "1/s", 10, 10),
+    "nodes_tasks_spread_one_at_a_time": Row("four nodes: SPREAD tasks, one at a time", "1/s"),
+    "nodes_actors": Row("four nodes: actors created and called once", "1/s", 10, 10),
+    "nodes_groups": Row("four nodes: groups over all of them, made and removed", "1/s", 3, 3),
+    "nodes_group_ready": Row("four nodes: a group over all of them, one at a time", "1/s", 3, 3),
     # core_placement.py
     "placement_group_cycle": Row("placement groups, create and remove, 100 in flight", "1/s", 1, 3),
     "placement_group_ready": Row("placement group, create, get(ready()), remove", "1/s"),

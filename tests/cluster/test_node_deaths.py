@@ -170,6 +170,10 @@ def test_a_dead_node_that_is_named_is_an_error_or_another_node():
         assert shoal.get([bound.where.remote(), free.where.remote()], timeout=PATIENCE_S) == [nodes.id_of(1)] * 2
         nodes.kill(1)
         wait_for(lambda: [node["Alive"] for node in shoal.nodes()].count(True) == 1, 20, "the end of the node in the table")
+        (row,) = [node for node in shoal.nodes() if not node["Alive"]]
+        assert (row["NodeID"], row["alive"], row["Resources"]) == (nodes.id_of(1), False, {})
+        assert row["DeathReason"]
+        assert "connection" in row["DeathReasonMessage"]
         with pytest.raises(shoal.exceptions.TaskUnschedulableError, match="dead or unknown"):
             shoal.get(where.options(**on(False)).remote(), timeout=PATIENCE_S)
         with pytest.raises(shoal.exceptions.ActorUnschedulableError, match="dead or unknown"):

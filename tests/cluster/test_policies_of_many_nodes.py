@@ -12,6 +12,7 @@ import pytest
 import shoal
 from shoal.exceptions import ActorUnschedulableError, TaskUnschedulableError
 from shoal.testing import wait_for
+from shoal.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from shoal.util.scheduling_strategies import (
     DoesNotExist,
     Exists,
@@ -168,6 +169,13 @@ def test_selectors_and_their_fallback(idle):
         task = shoal.get(where.options(**chosen).remote(), timeout=PATIENCE_S)
         actor = shoal.get(Place.options(**chosen).remote().where.remote(), timeout=PATIENCE_S)
         assert {task, actor} == {idle.id_of(index) for index in allowed}
+
+
+def test_bundles_go_to_the_nodes_that_their_selectors_ask_for(idle):
+    group = placement_group([{"CPU": 1}] * 3, bundle_label_selector=[{"disk": "hdd"}, {"zone": "a"}, {"disk": "!in(ssd, hdd)"}])
+    assert group.wait(PATIENCE_S)
+    assert list(placement_group_table(group)["bundles_to_node_id"].values()) == [idle.id_of(index) for index in (2, 0, 1)]
+    remove_placement_group(group)
 
 
 def test_labels_of_this_node_are_seen_inside(idle):

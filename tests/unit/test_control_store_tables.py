@@ -211,3 +211,26 @@ def test_an_actor_for_any_bundle_tries_one_node_after_the_other_and_waits_for_th
     places.actor_left(b"g")
     assert places.retry() == [Chosen(b"a", N1, movable=True)]
     places.check()
+
+
+def test_a_hundred_actors_too_many_for_a_group_are_sent_one_at_a_time():
+    group = PlacementGroupRecord(PlacementGroupSpec(b"g", JOB, [{"CPU": 1}] * 2, "SPREAD"), "CREATED", [N1, N2])
+    _, places = placement(node(N1), node(N2), group=group)
+    shape = Shape(JOB, (("CPU", 1),), placement_group=b"g")
+    for number in range(100):
+        places.add(b"%d" % number, shape, "")
+    first = [chosen for chosen in places.retry() if isinstance(chosen, Chosen)]
+    assert len(first) == 100, "nobody has refused yet"
+    for chosen in first[2:]:
+        places.settled(chosen.actor_id)
+        places.refused(chosen.node_id, shape)
+        places.add(chosen.actor_id, shape, "")
+    assert places.retry() == []
+    for _ in range(3):
+        places.forget_refusals()
+        assert places.retry() == [], "two are on their way still"
+    for chosen in first[:2]:
+        places.settled(chosen.actor_id)
+    places.forget_refusals()
+    assert [result.node_id for result in places.retry() if isinstance(result, Chosen)] == [N1, N2]
+    places.check()

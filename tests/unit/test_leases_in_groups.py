@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from shoal._core.node_agent.cluster_view import ClusterView
 from shoal._core.node_agent.lease_records import FindGroup, Grant, Instruction, Refuse, Spill
 from shoal._core.node_agent.leases import Leases
+from shoal._core.node_agent.routing import MOVE_S, TOUR
 from shoal._core.node_agent.waiting import LeaseRequest
 from shoal._core.scheduling.resources import Capacity
 from shoal._core.wire.messages import GroupChanged, NodeRecord, Shape
@@ -24,13 +27,12 @@ def record(name: bytes) -> NodeRecord:
 class Cluster:
     """Agents a, b and c, and a request that is carried from one to the next as its owner would."""
 
-    def __init__(self, bundles: list[bytes], cpus: int = 1) -> None:
+    def __init__(self, bundles: list[bytes], cpus: int = 1, names: Sequence[bytes] = (b"a", b"b", b"c")) -> None:
         self.bundles = [dict(CPU, CPU=cpus * UNIT) for _ in bundles]
         self.places = bundles
         self.agents: dict[bytes, Leases] = {}
         self.told: dict[bytes, int] = {}
         self.rid = 0
-        names = [b"a", b"b", b"c"]
         for name in names:
             view = ClusterView(record(name))
             view.update(record(other) for other in names)
@@ -44,7 +46,7 @@ class Cluster:
         return GroupChanged(GROUP, state, self.bundles, self.places)
 
     def ask(
-        self, at: bytes, index: int = -1, now: float = 0.0, *, cpus: int = 1, actor: bool = False, movable: bool = False
+        self, at: bytes, index: int = -1, now: float = 0.0, *, cpus: int = 1, actor: bool = False, movable: bool = False, hops: int = 0
     ) -> tuple[list[bytes], Instruction | None]:
         """Return the agents that the request came to, and what the last one did; None: it waits there."""
         shape = Shape(b"j", (("CPU", cpus * UNIT),), (), "", GROUP, index)
@@ -52,8 +54,8 @@ class Cluster:
         self.rid += 1
         while True:
             path.append(at)
-            assert len(path) < 10, "it wanders"
-            request = LeaseRequest(1, self.rid, shape, now, actor_id=b"x" if actor else b"", hops=len(path) - 1, movable=movable)
+            assert len(path) < 15, "it wanders"
+            request = LeaseRequest(1, self.rid, shape, now, actor_id=b"x" if actor else b"", hops=hops + len(path) - 1, movable=movable)
             out = self.agents[at].add(request)
             if FindGroup(GROUP) in out:
                 assert self.told.setdefault(at, 0) == 0, "asked twice"
@@ -96,6 +98,24 @@ def test_any_bundle_is_found_wherever_it_is_free_and_then_all_wait_without_wande
     assert end is None
     assert path[-1] == start, "once around, and home"
     assert len(path) == 4
+
+
+@pytest.mark.parametrize("nodes", [3, 30, 100])
+def test_a_tour_of_a_large_group_ends_and_later_ones_find_what_is_free(nodes: int) -> None:
+    names = [b"%d" % number for number in range(nodes)]
+    cluster = Cluster(names, names=names)
+    for name in names[:-1]:
+        cluster.ask(name, names.index(name))
+    path, end = cluster.ask(b"0")
+    tours = 1
+    while end is None:
+        (request,) = cluster.agents[path[-1]].waiting
+        [spill] = cluster.agents[path[-1]].tick(request.queued_at + MOVE_S)
+        assert isinstance(spill, Spill)
+        more, end = cluster.ask(spill.node_id, hops=request.hops + 1)
+        path, tours = path + more, tours + 1
+    assert path[-1] == names[-1]
+    assert tours <= nodes // TOUR + 1
 
 
 def test_from_outside_of_the_group_requests_begin_at_different_nodes() -> None:

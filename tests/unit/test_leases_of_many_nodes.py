@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from shoal._core.node_agent.cluster_view import PROMISE_S, ClusterView
 from shoal._core.node_agent.lease_records import Doubt, Grant, Instruction, Refuse, Spill, TellInfeasible, Want
 from shoal._core.node_agent.leases import Leases
@@ -34,10 +36,10 @@ class Node:
         self.own.available = self.leases.available()
         return self.view.nodes()
 
-    def ask(self, cpus: int = 1, hops: int = 0, strategy: tuple[object, ...] = (), **custom: int) -> list[Instruction]:
+    def ask(self, cpus: int = 1, hops: int = 0, strategy: tuple[object, ...] = (), near: bytes = b"", **custom: int) -> list[Instruction]:
         self.rid += 1
         need = {"CPU": cpus, **custom}
-        shape = Shape(b"j", tuple(sorted((name, amount * UNIT) for name, amount in need.items() if amount)), strategy)
+        shape = Shape(b"j", tuple(sorted((name, amount * UNIT) for name, amount in need.items() if amount)), strategy, near=near)
         out = self.leases.add(LeaseRequest(1, self.rid, shape, 0.0, hops=hops))
         out += [one for one in self.leases.schedule(0.0) if not isinstance(one, Want)]
         self.leases.check()
@@ -171,6 +173,18 @@ def test_a_node_of_the_round_without_room_passes_it_on_once_and_keeps_it_if_none
     assert sorted(where(node.ask(strategy=spread))[0:1] for _ in range(3)) == [[], ["b"], ["c"]], "its own room it knows"
 
 
+def test_large_arguments_are_gone_to_whatever_is_known_of_the_room_there() -> None:
+    away = Node(record("a", 2), record("b", 1, free=0), record("c", 1))
+    assert where(away.ask(near=b"b")) == ["b"]
+    there = Node(record("b", 1), record("a", 2, free=0), record("c", 1))
+    assert where(there.ask(hops=1, near=b"b")) == ["here"]
+    assert where(there.ask(hops=1, near=b"b")) == ["c"], "no room after all"
+    assert where(there.ask(hops=2, near=b"b")) == []
+    assert where(away.ask(hops=2, near=b"b")) == ["here"]
+    assert where(away.ask(hops=2)) == ["here"]
+    assert where(away.ask(hops=1, near=b"b")) == [], "it could run here, so it stays"
+
+
 def test_an_affinity_that_cannot_wait_is_judged_where_it_is_known_what_is_free() -> None:
     at_once = ("NODE_AFFINITY", b"a", False, False, True)
     leaves = ("NODE_AFFINITY", b"a", True, True, False)
@@ -195,3 +209,26 @@ def test_a_dead_node_gets_nothing() -> None:
     assert node.ask() == []
     [refused] = node.ask(strategy=("NODE_AFFINITY", b"b" * 28, False))
     assert isinstance(refused, Refuse)
+
+
+@pytest.mark.parametrize("strategy", [(), ("SPREAD",)], ids=str)
+@pytest.mark.parametrize("count", [2, 20, 200])
+def test_what_a_lease_costs_in_messages_does_not_grow_with_the_nodes(count: int, strategy: tuple[object, ...]) -> None:
+    """One owner asks for as many leases as the cluster has CPUs, and for twice as many as it then has room for."""
+    names = [f"{number:03}" for number in range(count)]
+    nodes = {name: Node(record(name, 2), *(record(other, 2) for other in names if other != name)) for name in names}
+    asked = granted = 0
+    for number in range(6 * count):
+        at, hops = names[0], 0
+        if number == 2 * count:  # ten times a second
+            for node in nodes.values():
+                node.changed(*(record(name, 2, free=0) for name in names))
+        while True:
+            asked += 1
+            [answer] = where(nodes[at].ask(hops=hops, strategy=strategy)) or ["waits"]
+            if answer in ("here", "waits"):
+                granted += answer == "here"
+                break
+            at, hops = answer, hops + 1
+    assert granted == 2 * count
+    assert asked <= 3 * 6 * count

@@ -166,7 +166,7 @@ class NodeService:
     def _resources(self, session: Session, message: NodeResources) -> None:
         if self._core.nodes.resources(message.node_id, message.available, message.total):
             self._tell_others(message.node_id)
-            self._scheduling.reschedule()
+            self._scheduling.reschedule_soon()
 
     def _cluster_changed(self, session: Session, message: ClusterChanged) -> None:
         self._core.groups.something_changed()

@@ -7,7 +7,8 @@ room. With more candidates it waits here. What no node could ever run waits for 
 grouped by shape, and one that cannot be placed answers for all of its shape, so a thousand of a kind cost one look.
 
 In a placement group only the agents know what is free in the bundles. While several nodes have a bundle for the actor, it is ``movable``:
-an agent whose bundles other actors hold refuses it, and is left out until an actor of the group has ended.
+an agent whose bundles other actors hold refuses it, and is left out until an actor of the group has ended. Of a shape that was refused one
+actor at a time is sent to a node, so that a thousand too many cost one refusal per node and second, and not a thousand.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class PlacementStatistics:
 class _Start:
     node_id: bytes
     need: Mapping[str, int]
+    shape: Shape
 
 
 class Placement:
@@ -63,7 +65,7 @@ class Placement:
         #: Shapes that nothing could run at the last look, with the reason.
         self._infeasible: dict[Shape, str] = {}
         self._starts: dict[bytes, _Start] = {}
-        #: Shapes in groups -> nodes that have refused them since an actor of the group ended last.
+        #: Shapes in groups that were refused -> nodes that did so since an actor of the group ended last.
         self._full: dict[Shape, set[bytes]] = {}
         #: Round of the SPREAD strategy.
         self._turn = 0
@@ -96,12 +98,13 @@ class Placement:
 
     def actor_left(self, group_id: bytes) -> None:
         """A bundle of the group may have room again."""
-        for shape in [shape for shape in self._full if shape.placement_group == group_id]:
-            del self._full[shape]
+        for shape, full in self._full.items():
+            if shape.placement_group == group_id:
+                full.clear()
 
     def forget_refusals(self) -> None:
-        """For safety, now and then: an agent may have room of which no news comes."""
-        self._full.clear()
+        """For safety, now and then: a start that failed late leaves room of which no news comes."""
+        self._full = {shape: set() for shape in self._full if shape in self._waiting}
 
     def node_left(self, node_id: bytes) -> None:
         """Starts asked of the node are over. O(starts in flight)."""
@@ -163,7 +166,7 @@ class Placement:
         node.starts += 1
         promised = {} if shape.placement_group else need  # a bundle's resources are not the node's any more
         node.promise(promised)
-        self._starts[actor_id] = _Start(found.node_id, promised)
+        self._starts[actor_id] = _Start(found.node_id, promised, shape)
         self._turn += is_spread(shape.strategy)
         return Chosen(actor_id, found.node_id, movable)
 
@@ -190,7 +193,9 @@ class Placement:
         if group.state in ("PENDING", "PREPARED"):
             return None, False
         possible = dict.fromkeys(group.nodes[index] for index in fitting if group.nodes[index])
-        full = self._full.get(shape, ())
+        full: set[bytes] = set()
+        if shape in self._full:
+            full = self._full[shape] | {start.node_id for start in self._starts.values() if start.shape == shape}
         nodes = [self._nodes.get(node_id) for node_id in possible if node_id not in full]
         ready = [node for node in nodes if node is not None and node.connected]
         return (min(ready, key=lambda node: node.starts).view if ready else None), len(possible) > 1

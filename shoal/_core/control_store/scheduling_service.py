@@ -34,6 +34,7 @@ class SchedulingService:
         self._polling = False
         self._poll_again = False
         self._tick_armed = False
+        self._soon = False
 
     def add_actor(self, actor_id: bytes, shape: Shape, name: str, *, later: bool) -> None:
         self._core.placement.add(actor_id, shape, name)
@@ -58,6 +59,17 @@ class SchedulingService:
         self._core.perform(self._core.groups.schedule(tick=tick))
         self.retry_actors()
         self.look_again()
+
+    def reschedule_soon(self) -> None:
+        """The same, once for all that is heard in this turn of the loop: a thousand nodes report ten thousand times a second."""
+        self._core.groups.something_changed()
+        if not self._soon and self._something_waits():
+            self._soon = True
+            self._core.loop.call_soon(self._reschedule_now)
+
+    def _reschedule_now(self) -> None:
+        self._soon = False
+        self.reschedule()
 
     def refresh(self, *, tick: bool = False) -> None:
         """Resources came free somewhere, or the view may be wrong: ask, if anything waits for the answer."""

@@ -5,7 +5,7 @@ Learned from the control store when a request first asks for such a group, and t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from shoal._core.scheduling.resources import fits
 from shoal._core.wire.messages import GroupChanged
@@ -17,9 +17,6 @@ class GroupView:
     def __init__(self) -> None:
         #: None: asked, and not answered yet.
         self._groups: dict[bytes, GroupChanged | None] = {}
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._groups)
 
     def ask(self, group: bytes) -> bool:
         """Whether the control store is to be asked: it was not yet."""

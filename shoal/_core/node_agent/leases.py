@@ -184,6 +184,7 @@ class Leases:
 
     def nodes_changed(self, now: float) -> list[Instruction]:
         """Other nodes have come, gone, or have other resources than before: judge again what waits. O(owners and shapes * nodes)."""
+        self.routing.news()
         return self._judge_again(self.waiting.queues(), now)
 
     def confirm(self, requests: Iterable[LeaseRequest], now: float) -> list[Instruction]:
@@ -191,6 +192,7 @@ class Leases:
         doubted = {id(request): request for request in requests}
         for request in doubted.values():
             request.certain = True
+        self.routing.news()
         return self._judge_again(([one] for one in list(self.waiting) if id(one) in doubted), now)
 
     def tick(self, now: float) -> list[Instruction]:

@@ -10,8 +10,9 @@ Outside of placement groups ``scheduling.policy`` decides, over the nodes as thi
 run here at all: the nodes' views differ for moments, and it must not wander. What waits is judged again when other nodes change; from the
 second hop on only after ``MOVE_S``, so that it keeps its place in a queue for a while.
 
-Inside a group it goes to the node of its bundle. Any bundle will do: here if one has room, else once around the nodes of the group. If none
-has room it waits where it is, and goes round again from time to time (``restless``), as nobody tells what is free in bundles elsewhere.
+Inside a group it goes to the node of its bundle. Any bundle will do: here if one has room, else on a tour of the group's nodes, of ``TOUR``
+hops at most. If none has room it waits where it is, and goes on a tour again from time to time (``restless``), as nobody tells what is free
+in bundles elsewhere.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from shoal._core.node_agent.lease_records import Doubt, FindGroup, Instruction, 
 from shoal._core.node_agent.waiting import LeaseRequest
 from shoal._core.scheduling import policy, strategies
 from shoal._core.scheduling.resources import Capacity, ResourceSet, fits
-from shoal._core.wire.messages import NodeRecord
+from shoal._core.wire.messages import NodeRecord, Shape
 
 #: Hops that a request may make without having waited anywhere.
 FREE_HOPS = 2
+#: Hops of a tour of a group's nodes: what a request costs must not grow with the nodes.
+TOUR = 8
 #: Seconds that a request waits before it moves on again.
 MOVE_S = 1.0
 
@@ -57,6 +60,12 @@ class Routing:
     _turn: int = 0
     #: The same for SPREAD alone: its round must not skip nodes because others choose meanwhile.
     _round: int = 0
+    #: Shapes for which no node had room, since the last news of the others: a full cluster is not looked through for every request.
+    _full: dict[Shape, policy.Wait] = field(default_factory=dict)
+
+    def news(self) -> None:
+        """The other nodes are not as they were."""
+        self._full.clear()
 
     def judge(self, request: LeaseRequest, now: float, *, again: bool = False) -> list[Instruction]:
         """Decide where the request is served; sets ``request.feasible``.
@@ -132,7 +141,8 @@ class Routing:
         if not here:
             self._turn += not request.hops  # from outside of the group: begin anywhere
             return self._spill(request, others[0 if request.hops else self._turn % len(others)])
-        if request.hops <= len(others) or (again and self.restless(request, now)):
+        tour_is_over = request.hops > 0 and request.hops % min(len(others) + 1, TOUR) == 0
+        if not tour_is_over or (again and self.restless(request, now)):
             return self._spill(request, others[0])
         return []
 
@@ -154,21 +164,29 @@ class Routing:
         return [Spill(request, node_id)]
 
     def _choose(self, request: LeaseRequest, nodes: list[NodeRecord], *, again: bool) -> policy.Choice:
-        shape, name = request.shape, request.name
-        if not strategies.is_spread(shape.strategy):
-            return policy.choose_node(shape, nodes, local=self.node_id, name=name)
-        # The first hop goes round over all nodes, whatever is known of their room: short tasks end before anybody hears that they ran. A
-        # node that has none passes it on to one that seems to have it.
-        all_nodes = not (again or request.hops)
-        choice = policy.choose_node(shape, nodes, name=name, turn=self._round, whole_nodes=all_nodes)
-        self._round += 1
-        if all_nodes and isinstance(choice, policy.Placed) and choice.node.node_id == self.node_id and not self.node.fits(request.need):
-            choice = policy.choose_node(shape, nodes, name=name, turn=self._round)
+        # The first hop of a SPREAD round, or to large arguments, is made whatever is known of the room there: short tasks end before
+        # anybody hears that they ran. A node that has none passes it on to one that seems to have it.
+        shape, name, first = request.shape, request.name, not (again or request.hops)
+        if strategies.is_spread(shape.strategy):
+            choice = policy.choose_node(shape, nodes, name=name, turn=self._round, whole_nodes=first)
+            self._round += 1
+            if first and isinstance(choice, policy.Placed) and choice.node.node_id == self.node_id and not self.node.fits(request.need):
+                choice = policy.choose_node(shape, nodes, name=name, turn=self._round)
+            return choice
+        if first and shape.near and shape.near != self.node_id:
+            return policy.choose_node(shape, nodes, local=self.node_id, name=name, whole_nodes=True)
+        full = self._full.get(shape)
+        if full is not None and not self.node.fits(request.need):
+            return full
+        choice = policy.choose_node(shape, nodes, local=self.node_id, name=name)
+        if isinstance(choice, policy.Wait) and len(nodes) > 1:  # alone it would never hear news
+            self._full[shape] = choice
         return choice
 
     def _is_settled(self, request: LeaseRequest, nodes: list[NodeRecord]) -> bool:
         """Whether this node, if it were empty, is one that the request allows, and it may wait here."""
-        if strategies.is_spread(request.shape.strategy) and request.hops < FREE_HOPS and not self.node.fits(request.need):
+        sent_blindly = strategies.is_spread(request.shape.strategy) or request.shape.near == self.node_id
+        if sent_blindly and request.hops < FREE_HOPS and not self.node.fits(request.need):
             return False
         strategy = strategies.parse(request.shape.strategy)
         if isinstance(strategy, strategies.NodeAffinity) and (strategy.must_run_now or (strategy.may_leave and request.hops < FREE_HOPS)):

@@ -441,7 +441,7 @@ class NodeAgent:
     def _promises_over(self) -> None:
         if self._closed:
             return
-        if self.view.expire(self.loop.time()) and self.leases.waiting:
+        if self.view.expire(self.loop.time()):
             self.perform_leases(self.leases.nodes_changed(self.loop.time()))
         if self.view.next_expiry is not None:
             self.loop.call_at(self.view.next_expiry, self._promises_over)
@@ -455,13 +455,13 @@ class NodeAgent:
     def _ask_for_nodes(self) -> None:
         doubted, self._doubted = self._doubted, []
         if self.control is None:
-            return  # with its return we ask again
+            return  # the session ends
         reply = self.control.request(wire.ListNodes(0, fresh=False))
         reply.add_done_callback(lambda done: self._nodes_listed(doubted, done))
 
     def _nodes_listed(self, doubted: list[LeaseRequest], reply: asyncio.Future[Any]) -> None:
         if self._closed or reply.cancelled() or reply.exception() is not None:
-            return  # the connection is lost: on its return we ask again
+            return  # the session ends
         self._learn_nodes(reply.result().nodes)
         self.perform_leases(self.leases.confirm(doubted, self.loop.time()))
         self.reschedule()

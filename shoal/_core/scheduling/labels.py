@@ -87,7 +87,7 @@ def parse_selector(selector: Mapping[str, str] | None) -> Selector:
 
 def matches(selector: Iterable[tuple[str, str]], labels: Mapping[str, str]) -> bool:
     """Do ``labels`` meet every condition of the selector?"""
-    return all(_holds(condition, labels.get(key)) for key, condition in selector)
+    return not selector or all(_holds(condition, labels.get(key)) for key, condition in selector)
 
 
 def describe(selector: Iterable[tuple[str, str]]) -> str:

@@ -13,18 +13,22 @@ Devices count by amount here: half of each of two GPUs looks like one. The node 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heapreplace
+from itertools import groupby, islice
+from typing import Any
 
 from shoal._core.scheduling import labels
 from shoal._core.scheduling.policy import explain_infeasible
-from shoal._core.scheduling.resources import ResourceSet, fits, subtract, total_of
+from shoal._core.scheduling.resources import fits, subtract, total_of
 from shoal._core.wire.messages import NodeRecord
 
 STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 
 Bundles = Sequence[Mapping[str, int]]
 Selectors = Sequence[Mapping[str, str]]
-Free = dict[bytes, ResourceSet]
+Free = dict[bytes, Mapping[str, int]]
 
 
 def place_bundles(
@@ -48,16 +52,18 @@ def place_bundles(
     if strategy not in STRATEGIES:
         raise ValueError(f"Unknown placement strategy {strategy!r}; valid are {', '.join(STRATEGIES)}.")
     taken = taken or {}
-    alive = sorted((node for node in nodes if node.alive), key=lambda node: node.node_id != preferred)
-    free: Free = {node.node_id: dict(node.total if whole_nodes else node.available) for node in alive}
-    allowed = [_allowed(index, alive, selectors) for index in range(len(bundles))]
-    todo = [index for index in range(len(bundles)) if index not in taken]
+    alive = [node for node in nodes if node.alive]
+    if preferred:
+        alive.sort(key=lambda node: node.node_id != preferred)
+    # Not copied: an entry is replaced when something is taken from it.
+    free: Free = {node.node_id: node.total if whole_nodes else node.available for node in alive}
+    wishes = [_Wish(index, bundle, _allowed(index, alive, selectors)) for index, bundle in enumerate(bundles) if index not in taken]
     if strategy == "STRICT_PACK":
-        found = _one_node(bundles, todo, free, allowed, taken)
+        found = _one_node(wishes, free, taken)
     elif strategy == "STRICT_SPREAD":
-        found = _match(bundles, todo, free, allowed, set(taken.values()))
+        found = _match(wishes, free, set(taken.values()))
     else:
-        found = _greedy(bundles, todo, free, allowed, taken, spread=strategy == "SPREAD")
+        found = _greedy(wishes, free, taken, spread=strategy == "SPREAD")
     if found is None:
         return None
     return [taken[index] if index in taken else found[index] for index in range(len(bundles))]
@@ -69,7 +75,8 @@ def explain_unplaceable(bundles: Bundles, strategy: str, nodes: Sequence[NodeRec
         return ""
     alive = [node for node in nodes if node.alive]
     for index, bundle in enumerate(bundles):
-        at = [node for node in alive if node.node_id in _allowed(index, alive, selectors)]
+        allowed = _allowed(index, alive, selectors)
+        at = [node for node in alive if allowed is None or node.node_id in allowed]
         if not at:
             return f"No node has the labels that bundle {index} asks for: {labels.describe(selectors[index].items())}."
         if not any(fits(bundle, node.total) for node in at):
@@ -81,27 +88,50 @@ def explain_unplaceable(bundles: Bundles, strategy: str, nodes: Sequence[NodeRec
     return "The bundles do not fit into the cluster together. Ask for less, or add a node."
 
 
-def _allowed(index: int, nodes: Sequence[NodeRecord], selectors: Selectors) -> set[bytes]:
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """One bundle to be placed."""
+
+    index: int
+    need: Mapping[str, int]
+    #: Nodes that meet its selector; None: all.
+    allowed: frozenset[bytes] | None
+
+    def options(self, free: Free) -> Iterator[bytes]:
+        """The nodes that it fits into, found one by one."""
+        for node_id, room in free.items():
+            if (self.allowed is None or node_id in self.allowed) and fits(self.need, room):
+                yield node_id
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What two wishes have in common that any node treats alike."""
+        return (sorted(self.need.items()), sorted(self.allowed or ()))
+
+
+def _allowed(index: int, nodes: Sequence[NodeRecord], selectors: Selectors) -> frozenset[bytes] | None:
     selector = selectors[index] if index < len(selectors) else {}
-    return {node.node_id for node in nodes if labels.matches(selector.items(), node.labels)}
+    return frozenset(node.node_id for node in nodes if labels.matches(selector.items(), node.labels)) if selector else None
 
 
-def _one_node(
-    bundles: Bundles, todo: list[int], free: Free, allowed: list[set[bytes]], taken: Mapping[int, bytes]
-) -> dict[int, bytes] | None:
-    need = total_of(bundles[index] for index in todo)
+def _one_node(wishes: list[_Wish], free: Free, taken: Mapping[int, bytes]) -> dict[int, bytes] | None:
     bound = set(taken.values())
-    for node_id, room in free.items():
-        if (not bound or bound == {node_id}) and fits(need, room) and all(node_id in allowed[index] for index in todo):
-            return dict.fromkeys(todo, node_id)
-    return None
+    if len(bound) > 1:
+        return None
+    allowed = [wish.allowed for wish in wishes if wish.allowed is not None] + ([frozenset(bound)] if bound else [])
+    together = _Wish(0, total_of(wish.need for wish in wishes), frozenset.intersection(*allowed) if allowed else None)
+    node_id = next(together.options(free), None)
+    return None if node_id is None else {wish.index: node_id for wish in wishes}
 
 
-def _match(bundles: Bundles, todo: list[int], free: Free, allowed: list[set[bytes]], used: set[bytes]) -> dict[int, bytes] | None:
-    """Bipartite matching by augmenting paths (Kuhn, 1955): O(bundles * edges)."""
-    options = {
-        index: [node_id for node_id in free if node_id in allowed[index] - used and fits(bundles[index], free[node_id])] for index in todo
-    }
+def _match(wishes: list[_Wish], free: Free, used: set[bytes]) -> dict[int, bytes] | None:
+    """Bipartite matching by augmenting paths (Kuhn, 1955).
+
+    As many options as there are wishes are enough for each: one that has them can be given what the others leave. So the look at the nodes
+    ends early, and the matching costs O(wishes ** 3) however many nodes there are.
+    """
+    room = {node_id: amounts for node_id, amounts in free.items() if node_id not in used} if used else free
+    options = {wish.index: list(islice(wish.options(room), len(wishes))) for wish in wishes}
     holder: dict[bytes, int] = {}
 
     def augment(index: int, seen: set[bytes]) -> bool:
@@ -113,29 +143,39 @@ def _match(bundles: Bundles, todo: list[int], free: Free, allowed: list[set[byte
                     return True
         return False
 
-    if not all(augment(index, set()) for index in todo):
+    if not all(augment(wish.index, set()) for wish in wishes):
         return None
     return {index: node_id for node_id, index in holder.items()}
 
 
-def _greedy(
-    bundles: Bundles, todo: list[int], free: Free, allowed: list[set[bytes]], taken: Mapping[int, bytes], *, spread: bool
-) -> dict[int, bytes] | None:
+def _greedy(wishes: list[_Wish], free: Free, taken: Mapping[int, bytes], *, spread: bool) -> dict[int, bytes] | None:
+    """Largest bundle first. O(nodes) per kind of bundle, O(log nodes) per bundle."""
+    if not spread and (together := _one_node(wishes, free, taken)) is not None:
+        return together
     count = dict.fromkeys(free, 0)
     for node_id in taken.values():
         count[node_id] = count.get(node_id, 0) + 1
-    if not spread and (together := _one_node(bundles, todo, free, allowed, taken)) is not None:
-        return together
+
+    def rank(node_id: bytes) -> tuple[int, int]:
+        room = sum(free[node_id].values())
+        return (count[node_id], -room) if spread else (count[node_id] == 0, room)
+
     placed: dict[int, bytes] = {}
-    for index in sorted(todo, key=lambda one: (len(allowed[one]), -sum(bundles[one].values()), one)):
-        options = [node_id for node_id, room in free.items() if node_id in allowed[index] and fits(bundles[index], room)]
-        if not options:
-            return None
-        if spread:
-            best = min(options, key=lambda node_id: (count[node_id], -sum(free[node_id].values())))
-        else:
-            best = min(options, key=lambda node_id: (count[node_id] == 0, sum(free[node_id].values())))
-        placed[index] = best
-        count[best] += 1
-        free[best] = subtract(free[best], bundles[index])
+    order = sorted(wishes, key=lambda wish: (len(free if wish.allowed is None else wish.allowed), -sum(wish.need.values()), wish.kind))
+    for _, alike in groupby(order, key=lambda wish: wish.kind):
+        heap: list[tuple[tuple[int, int], int, bytes]] | None = None
+        for wish in alike:
+            if heap is None:
+                heap = [(rank(node_id), place, node_id) for place, node_id in enumerate(wish.options(free))]
+                heapify(heap)
+            if not heap:
+                return None
+            _, place, best = heap[0]
+            placed[wish.index] = best
+            count[best] += 1
+            free[best] = subtract(free[best], wish.need)
+            if fits(wish.need, free[best]):
+                heapreplace(heap, (rank(best), place, best))
+            else:
+                heappop(heap)
     return placed

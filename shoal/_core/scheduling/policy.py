@@ -71,39 +71,33 @@ def choose_node(
             cluster do not all choose the same node.
         name: how messages call the task or actor.
         turn: SPREAD begins its round at this position; count it up per request.
-        whole_nodes: SPREAD judges by what nodes have, not by what is free.
+        whole_nodes: SPREAD, and the way to large arguments, judge by what nodes have, not by what is free.
     """
     strategy = strategies.parse(shape.strategy)
     if isinstance(strategy, strategies.Fallback):
         return _first_possible(shape, strategy, nodes, local=local, name=name, turn=turn, whole_nodes=whole_nodes)
     what = name or "The request"
     need = need_of(shape)
-    pool = nodes
+    conditions = shape.label_selector
     soft: labels.Selector = ()
     if isinstance(strategy, strategies.NodeAffinity):
         choice = _on_named_node(strategy, what, need, nodes)
         if choice is not None:
             return choice
-        pool = [node for node in nodes if node.node_id != strategy.node_id]
+        nodes = [node for node in nodes if node.node_id != strategy.node_id]
     elif isinstance(strategy, strategies.NodeLabels):
-        pool = [node for node in nodes if labels.matches(strategy.hard, node.labels)]
-        soft = strategy.soft
-        if not any(node.alive for node in pool):
-            return Infeasible(f"{what} needs a node with the labels {labels.describe(strategy.hard)}; no node has them.")
-    if shape.label_selector:
-        pool = [node for node in pool if labels.matches(shape.label_selector, node.labels)]
-        if not any(node.alive for node in pool):
-            return Infeasible(f"{what} needs a node with the labels {labels.describe(shape.label_selector)}; no node has them.")
+        conditions, soft = strategy.hard + conditions, strategy.soft
     if strategy == "SPREAD":
-        found = _with_room(need, pool, turn, 1, whole_nodes=whole_nodes)
-        return Placed(found[0]) if found else _none_has_room(what, need, nodes, pool)
-    if (home := _home(need, pool, shape.near, local)) is not None and not soft:
+        if conditions:  # a round over those that are meant, or they would not have equal shares
+            nodes = [node for node in nodes if labels.matches(conditions, node.labels)]
+        found = _with_room(need, (), nodes, turn, 1, whole_nodes=whole_nodes)
+        return Placed(found[0]) if found else _none_has_room(what, need, conditions, nodes)
+    home = _home(need, conditions, nodes, shape.near, local, whole_nodes=whole_nodes) if not soft else None
+    if home is not None:
         return Placed(home)
     start = int.from_bytes(local[:4], "big")
-    found = (_with_room(need, [node for node in pool if labels.matches(soft, node.labels)], start, FEW) if soft else []) or _with_room(
-        need, pool, start, FEW
-    )
-    return Placed(_least_used(need, found, local)) if found else _none_has_room(what, need, nodes, pool)
+    found = (_with_room(need, conditions + soft, nodes, start, FEW) if soft else []) or _with_room(need, conditions, nodes, start, FEW)
+    return Placed(_least_used(need, found, local)) if found else _none_has_room(what, need, conditions, nodes)
 
 
 def _on_named_node(affinity: strategies.NodeAffinity, what: str, need: ResourceSet, nodes: Sequence[NodeRecord]) -> Choice | None:
@@ -181,14 +175,16 @@ def could_help(need: Mapping[str, int], free: Mapping[str, int], held: Mapping[s
     return any(held.get(name) for name in lacking(need, free))
 
 
-def _home(need: ResourceSet, pool: Sequence[NodeRecord], near: bytes, local: bytes) -> NodeRecord | None:
+def _home(
+    need: ResourceSet, conditions: labels.Selector, nodes: Sequence[NodeRecord], near: bytes, local: bytes, *, whole_nodes: bool
+) -> NodeRecord | None:
     """Return the node where large arguments lie, if it has room; else the local one, while it is half empty."""
     if near:
-        node = _find(pool, near)
-        if node is not None and fits(need, node.available):
+        node = _find(nodes, near)
+        if node is not None and fits(need, node.total if whole_nodes else node.available) and labels.matches(conditions, node.labels):
             return node
-    node = _find(pool, local) if local else None
-    if node is None or not fits(need, node.available):
+    node = _find(nodes, local) if local else None
+    if node is None or not fits(need, node.available) or not labels.matches(conditions, node.labels):
         return None
     # A node with nothing to do takes it, however small.
     return node if utilization(node, need) <= LOCAL_UNTIL or utilization(node, {}) < LOCAL_UNTIL else None
@@ -205,12 +201,14 @@ def _find(nodes: Sequence[NodeRecord], node_id: bytes) -> NodeRecord | None:
     return next((node for node in nodes if node.node_id == node_id and node.alive), None)
 
 
-def _with_room(need: ResourceSet, pool: Sequence[NodeRecord], start: int, enough: int, *, whole_nodes: bool = False) -> list[NodeRecord]:
+def _with_room(
+    need: ResourceSet, conditions: labels.Selector, nodes: Sequence[NodeRecord], start: int, enough: int, *, whole_nodes: bool = False
+) -> list[NodeRecord]:
     """Return the first ``enough`` nodes with room, in the round from ``start`` on; fewer when there are no more."""
     found: list[NodeRecord] = []
-    at = start % len(pool) if pool else 0
-    for node in chain(islice(pool, at, None), islice(pool, at)):
-        if node.alive and fits(need, node.total if whole_nodes else node.available):
+    at = start % len(nodes) if nodes else 0
+    for node in chain(islice(nodes, at, None), islice(nodes, at)):
+        if node.alive and fits(need, node.total if whole_nodes else node.available) and labels.matches(conditions, node.labels):
             found.append(node)
             if len(found) == enough:
                 break
@@ -222,9 +220,11 @@ def _least_used(need: ResourceSet, ready: Sequence[NodeRecord], local: bytes) ->
     return min(ready, key=lambda node: (max(utilization(node, need), LOCAL_UNTIL), node.node_id != local, node.node_id))
 
 
-def _none_has_room(what: str, need: ResourceSet, nodes: Sequence[NodeRecord], pool: Sequence[NodeRecord]) -> Wait | Infeasible:
-    feasible = [node for node in pool if node.alive and fits(need, node.total)]
+def _none_has_room(what: str, need: ResourceSet, conditions: labels.Selector, nodes: Sequence[NodeRecord]) -> Wait | Infeasible:
+    meant = [node for node in nodes if node.alive and labels.matches(conditions, node.labels)]
+    feasible = [node for node in meant if fits(need, node.total)]
     if feasible:
         return Wait(feasible)
-    alive = [node for node in pool if node.alive]
-    return Infeasible(explain_infeasible(what, need, alive))
+    if conditions and not meant:
+        return Infeasible(f"{what} needs a node with the labels {labels.describe(conditions)}; no node has them.")
+    return Infeasible(explain_infeasible(what, need, meant))
