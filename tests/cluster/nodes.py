@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import shoal
 from shoal._base import runtime as holder
 from shoal._base.settings import Settings, read_environment
 from shoal._core.api.job import job_record
@@ -47,6 +48,17 @@ class Nodes:
 
     def on(self, index: int) -> dict[str, object]:
         return {"resources": {f"n{index}": 0.001}, "num_cpus": 0}
+
+    def living(self) -> set[str]:
+        """Return the ids of the nodes that live, as the control store knows them."""
+        return {node["NodeID"] for node in shoal.nodes() if node["Alive"]}
+
+    def pause(self, index: int) -> None:
+        """SIGSTOP the node's process; its workers run on."""
+        os.kill(self.nodes[index].pid, signal.SIGSTOP)
+
+    def resume(self, index: int) -> None:
+        os.kill(self.nodes[index].pid, signal.SIGCONT)
 
     def id_of(self, index: int) -> str:
         return self.nodes[index].ready.node_id

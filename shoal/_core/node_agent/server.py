@@ -427,6 +427,8 @@ class NodeAgent:
 
     def _learn_nodes(self, records: list[NodeRecord]) -> None:
         dead = self.view.update(records)
+        if dead:
+            self._tell_of_deaths(dead)
         # Their connections may stand for long: nobody tells the kernel of a machine that it has vanished.
         for process in [one for one in self._owners.values() if one.address.node_id in dead]:
             process.connection.close()
@@ -468,6 +470,13 @@ class NodeAgent:
 
     def _knows_all_nodes(self) -> bool:
         return not self.node.endpoint  # nobody can join
+
+    def _tell_of_deaths(self, node_ids: list[bytes]) -> None:
+        """Our processes may have connections to those nodes, which may stand for long, too."""
+        message = wire.NodesChanged([wire.NodeRecord(node_id, "", "", "", {}, {}, {}, alive=False) for node_id in node_ids])
+        for process in self._owners.values():
+            if not process.is_foreign:
+                process.connection.send(message)
 
     def _known_nodes(self) -> list[NodeRecord]:
         if not self.view.is_alone:  # then what is free here is compared with what is free elsewhere

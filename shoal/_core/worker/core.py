@@ -137,6 +137,7 @@ class Core:
             m.LeaseInfeasible: leasing.on_lease_infeasible,
             m.WorkerDied: leasing.on_worker_died,
             m.LogLines: self._log_lines,
+            m.NodesChanged: self._nodes_changed,
             m.TakeSocket: connector.on_take_socket,
             m.TokenChanged: lambda _agent, message: on_token(message.token),
             **self._shared,
@@ -341,6 +342,10 @@ class Core:
         handler = self._from_control_store.get(type(message))
         if handler is not None:
             handler(connection, message)
+
+    def _nodes_changed(self, _channel: Any, message: m.NodesChanged) -> None:
+        """Nodes have died: nobody else may tell, as the connections of a machine that vanished stand on."""
+        self.peers.abort({record.node_id for record in message.nodes if not record.alive})
 
     def _log_lines(self, _connection: Connection, message: m.LogLines) -> None:
         if self.on_log_lines is not None:
