@@ -22,7 +22,7 @@ from shoal._base.settings import Settings
 from shoal._core.control_link import ControlLink
 from shoal._core.object_store import StoreClient
 from shoal._core.serialization import deserialize_error, serialize_system_error
-from shoal._core.transport import Connection, Listener, RequestFailed, Transport
+from shoal._core.transport import ConnectFailed, Connection, Listener, RequestFailed, Transport
 from shoal._core.wire import messages as m
 
 from .actors import Actors, ActorToken
@@ -160,8 +160,12 @@ class Core:
         self.agent.on_batch_end = self.flush
 
     async def connect_control_store(self, address: str, *, lasting: bool) -> None:
-        """Connect; ``lasting``: the control store is a process of its own, and comes back when it died."""
+        """Connect; ``lasting``: the control store is a process of its own, and comes back when it died.
+
+        Waits for one that is not there just now, a driver for ``control_store_timeout_s``. Raises ConnectFailed.
+        """
         settings = self.settings
+        give_up_s = math.inf if self.runs_tasks else settings.control_store_timeout_s
         self.control_store = link = ControlLink(
             self.loop,
             lambda on_message, on_close: self._transport.connect(address, on_message, on_close),
@@ -171,10 +175,17 @@ class Core:
             lasting=lasting,
             silence_s=settings.node_timeout_s,
             beat_s=settings.node_timeout_s / BEATS_PER_TIMEOUT,
-            give_up_s=math.inf if self.runs_tasks else settings.control_store_timeout_s,
+            give_up_s=give_up_s,
         )
         link.on_message, link.on_batch_end = self._control_message, self.flush
-        await link.open()
+        try:
+            async with asyncio.timeout(give_up_s if give_up_s < math.inf else None):
+                await link.open(patient=lasting)
+        except TimeoutError:
+            raise ConnectFailed(
+                f"The control store of the cluster ({address}) could not be reached for {give_up_s:g} s. See whether its process and its "
+                "machine are up."
+            ) from None
 
     async def close(self) -> None:
         """Send what is queued and close every connection. Idempotent."""
