@@ -117,11 +117,9 @@ class Session:
         for entry in list(os.scandir(self.directory)):
             if entry.name.endswith(".sock"):
                 os.unlink(entry.path)
-        record = self.read_record()
-        outside = Path(record.spill_dir) if record is not None and record.spill_dir else None
-        for spilled in (self.spill_dir, outside):
-            if spilled is not None:
-                _remove_contents(spilled, keep="")
+        for spilled in (str(self.spill_dir), self.read_record().spill_dir):
+            if spilled:
+                _remove_contents(Path(spilled), keep="")
 
     def remove(self) -> None:
         """Remove all but the logs. Idempotent; what cannot be removed is left."""
