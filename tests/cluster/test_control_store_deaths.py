@@ -160,19 +160,18 @@ def test_groups_and_jobs_that_were_under_way_are_there_once(tmp_path):
 #: Joins the cluster as ``init(address=...)`` will.
 DRIVER = """
 import os, sys
-from pathlib import Path
 import shoal
 from shoal._base import runtime as holder
 from shoal._base.settings import read_environment
 from shoal._core.api.job import job_record
+from shoal._core.process.session import open_session
 from shoal._core.worker.driver import connect_driver
 
 agent, control, session = sys.argv[1:]
 record = job_record(job_config=None, namespace="tests", runtime_env=None, logging_config=None, environ=os.environ)
 runtime = connect_driver(
     agent_address=agent, control_address=control, session_dir=session,
-    token=bytes.fromhex((Path(session) / "token").read_text().split()[0]), job=record, settings=read_environment(),
-    entrypoint="tests", log_to_driver=False,
+    tokens=open_session(session).trust().tokens, job=record, settings=read_environment(), entrypoint="tests", log_to_driver=False,
 )
 holder.install(runtime)
 

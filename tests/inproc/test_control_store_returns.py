@@ -208,6 +208,7 @@ CASES: dict[str, Case] = {
     "WaitPlacementGroup": Case(lambda w: m.WaitPlacementGroup(0, w.group(1).placement_group_id)),
     "GetPlacementGroup": Case(lambda w: m.GetPlacementGroup(0, w.group(1).placement_group_id)),
     "ListPlacementGroups": Case(lambda w: m.ListPlacementGroups(0)),
+    "WatchGroup": one_way(lambda w: m.WatchGroup(w.group(1).placement_group_id), by_agent=True),
     "ListNodes": Case(lambda w: m.ListNodes(0)),
     "RegisterNode": Case(lambda w: w.agent.registration(), by_agent=True),
     "NodeResources": one_way(lambda w: m.NodeResources(w.agent.node_id, w.agent.available()), by_agent=True),
