@@ -209,3 +209,29 @@ def test_a_node_that_stood_still_for_too_long_is_another_node_afterwards():
         assert shoal.get(moves.where.remote(), timeout=30) == elsewhere
         fresh = shoal.get(Place.options(**nodes.on(1)).remote().where.remote(), timeout=30)
         assert fresh[0] not in (old, nodes.id_of(0), nodes.id_of(2))
+
+
+@shoal.remote
+class Owner:
+    def make(self, nbytes):
+        self.kept = shoal.put(np.full(nbytes, 7, dtype=np.uint8))
+        return [self.kept]
+
+    def die(self):
+        os.kill(os.getpid(), 9)
+
+
+def test_what_a_killed_owner_of_another_node_had_stored_is_kept_there_for_those_who_hold_it():
+    with many_nodes(2) as nodes:
+        owner = Owner.options(**nodes.on(1)).remote()
+        [ref] = shoal.get(owner.make.remote(MIB), timeout=PATIENCE_S)
+        with pytest.raises(shoal.exceptions.RayActorError):
+            shoal.get(owner.die.remote(), timeout=PATIENCE_S)
+        assert int(shoal.get(ref, timeout=PATIENCE_S).sum()) == 7 * MIB
+
+        @shoal.remote
+        def total(box):
+            return int(shoal.get(box[0]).sum())
+
+        both = [total.options(**nodes.on(index)).remote([ref]) for index in range(2)]
+        assert shoal.get(both, timeout=PATIENCE_S) == [7 * MIB] * 2

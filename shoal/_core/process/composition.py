@@ -176,6 +176,7 @@ class HeadParts:
         self._serving = serving = Serving(self._loop, store, inside, arena, pulling, self._trust)
         store.puller = pulling
         self._neighbours = neighbours = Neighbours(self._loop, agent.view.get, self._peers.connect)
+        agent.adopted.free_elsewhere = neighbours.free_primaries
         store.on_freed = lambda object_ids: neighbours.free_copies(serving.copies_of(object_ids))
 
         def route(target: bytes, sock: socket.socket) -> bool:

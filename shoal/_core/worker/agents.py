@@ -32,6 +32,10 @@ class Agents:
             core.when_all([peer.request(register)], _nothing)  # a refusal shows at whatever is asked next
         return peer
 
+    def address(self, node_id: bytes) -> Address:
+        """Return the address of the node's agent, who answers for the node's processes when they have ended."""
+        return self._core.agent_address if node_id == self._core.me.node_id else Address(node_id, node_id, "")
+
     def lost(self, peer: Peer) -> bool:
         """A connection has ended; return whether it led to an agent."""
         node_id = peer.address.node_id

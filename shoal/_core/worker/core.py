@@ -212,10 +212,10 @@ class Core:
 
     def owner_channel(self, owner: m.Address) -> Any:
         """Return what can ``send`` and ``request`` to the owner of an object."""
-        if owner.worker_id == self.agent_address.worker_id:
-            return self.agent
+        if owner.worker_id == owner.node_id:
+            return self.agents.get(owner.node_id)
         peer = self.peers.get(owner)
-        return self.agent if peer.left else peer
+        return self.agents.get(owner.node_id) if peer.left else peer
 
     def make_ref(self, entry: Entry) -> ObjectRef[Any]:
         """Make a reference whose count was already given to it."""
