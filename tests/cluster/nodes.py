@@ -92,7 +92,7 @@ def many_nodes(
 
     Args:
         keep_control: the first node starts a control store that died again.
-        settings_of: fields of the settings.
+        settings_of: fields of the settings. ``log_to_driver`` True: show here what workers print.
     """
     settings, token = replace(read_environment(), **settings_of), secrets.token_bytes(32)
     record = job_record(job_config=None, namespace="tests", runtime_env=None, logging_config=None, environ=os.environ)
@@ -105,7 +105,8 @@ def many_nodes(
             first = cluster.nodes[0].ready
             runtime = connect_driver(
                 agent_address=first.agent_address, control_address=first.control_address, session_dir=first.session_dir,
-                tokens=Tokens(token), job=record, settings=settings, entrypoint="tests", log_to_driver=False,
+                tokens=Tokens(token), job=record, settings=settings, entrypoint="tests",
+                log_to_driver=settings_of.get("log_to_driver", False),
             )  # fmt: skip
             holder.install(runtime)
             try:

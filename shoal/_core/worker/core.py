@@ -102,6 +102,8 @@ class Core:
         self._leaves_for: m.Cause | None = None
         #: Done when the last caller has closed its connection, if this process leaves.
         self._callers_gone: asyncio.Future[None] | None = None
+        #: This driver shows what its workers print, on whatever node.
+        self.wants_logs = False
         self.on_log_lines: Callable[[m.LogLines], None] | None = None
         #: The last one whose unread error was told.
         self._unread_task = b""
