@@ -111,7 +111,8 @@ class Server:
             parts = await compose(context)
             if self.options.control_session_dir:
                 keeper = ControlStoreKeeper(loop, self.options.control_session_dir)
-            send_frame(self.lifeline, self._ready(template_pid, parts.endpoint))
+            if not self.options.anew:  # whoever started it knows by now, and may be gone if this is a daemon
+                send_frame(self.lifeline, self._ready(template_pid, parts.endpoint))
             loop.call_later(_SWEEP_DELAY_S, self._sweep)
             await ending.wait()
         finally:
