@@ -6,13 +6,14 @@ Its figures are exact, so a test can assert that no two incarnations of an actor
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from typing import Any
 
+from shoal._core.control_link import ControlLink
 from shoal._core.transport.connection import Connection
 from shoal._core.transport.memory import MemoryTransport
 from shoal._core.wire.messages import (
+    REPLY_TYPES,
     Ack,
     ActorStarted,
     ActorWorkerDied,
@@ -21,6 +22,7 @@ from shoal._core.wire.messages import (
     Cause,
     ClusterChanged,
     CommitBundles,
+    Failed,
     Message,
     NodeList,
     NodeRecord,
@@ -53,7 +55,36 @@ class ScriptedAgent:
         self.committed: set[bytes] = set()
         #: What to answer to a start; None: it lives.
         self.fail_start: Callable[[StartActor], Cause | None] = lambda start: None
-        self.connection: Connection | None = None
+        #: Each incarnation that was started, in order.
+        self.started: list[tuple[bytes, int]] = []
+        self.connection: Any = None
+        self._asker: Connection | None = None
+        self._registered = False
+
+    async def stay(self, transport: MemoryTransport, address: str, timeout_s: float = 10.0) -> None:
+        """Connect by a link, and register again whenever the connection is lost."""
+        loop = asyncio.get_running_loop()
+        link = ControlLink(
+            loop,
+            lambda on_message, on_close: transport.connect(address, on_message, on_close),
+            self.node_id,
+            greet=self.registration,
+            silence_s=timeout_s,
+            beat_s=timeout_s / 10,
+            always=True,
+        )
+        link.on_message = self._on_message
+        self.connection = link
+        await link.open()
+
+    def registration(self) -> RegisterNode:
+        """Make the message that registers it, with what it holds."""
+        known, self._registered = self._registered, True
+        self.record.available = self.available()
+        held = {actor_id: incarnation for actor_id, (incarnation, _) in self.living.items()}
+        held |= {actor_id: start.incarnation for actor_id, start in self.pending.items()}
+        groups = {group: list(bundles) for group, bundles in self.reserved.items()}
+        return RegisterNode(0, self.record, known, sorted(held.items()), groups)
 
     async def join(self, transport: MemoryTransport, address: str) -> None:
         """Connect and register."""
@@ -75,7 +106,7 @@ class ScriptedAgent:
         address = None
         if cause is None:
             assert actor_id not in self.living, "two live incarnations"
-            worker = os.urandom(28)
+            worker = (actor_id + b"%d" % start.incarnation).ljust(28, b"\0")
             address = Address(worker, self.node_id, f"memory:{worker.hex()[:8]}")
             self.living[actor_id] = (start.incarnation, address)
         self._send(ActorStarted(start.rid, address, cause))
@@ -89,16 +120,28 @@ class ScriptedAgent:
         return [message for message in self.seen if type(message) is kind]
 
     def _send(self, message: Message) -> None:
+        """Tell the control store, or answer it on the connection of now."""
         assert self.connection is not None
-        self.connection.send(message)
+        if type(message) in REPLY_TYPES and self._asker is not None:
+            self._asker.send(message)
+        else:
+            self.connection.send(message)
 
     def _on_message(self, connection: Connection, message: Any) -> None:
         self.seen.append(message)
+        self._asker = connection
         match message:
             case StartActor():
                 actor_id = message.spec.actor_id
-                assert actor_id not in self.pending, "two starts at once"
+                before = self.pending.get(actor_id)
+                living = self.living.get(actor_id)
+                if living is not None and living[0] == message.incarnation:  # asked again: the answer was lost
+                    self._send(ActorStarted(message.rid, living[1]))
+                    return
+                assert before is None or before.incarnation == message.incarnation, "two starts at once"
                 self.pending[actor_id] = message
+                if before is None:
+                    self.started.append((actor_id, message.incarnation))
                 if not self.hold:
                     self.finish_start(actor_id, self.fail_start(message))
             case CancelActorStart():
@@ -134,9 +177,8 @@ class ScriptedAgent:
         for bundle in message.bundles.values():
             for name, amount in bundle.items():
                 wanted[name] = wanted.get(name, 0) + amount
-        assert self.connection is not None
         if self.refuse or any(left.get(name, 0) < amount for name, amount in wanted.items()):
-            self.connection.fail(message.rid, "RuntimeError", "does not fit now")
+            self._send(Failed(message.rid, "RuntimeError", "does not fit now"))
             return
         self.reserved.setdefault(message.placement_group_id, {}).update(message.bundles)
         self._send(Ack(message.rid))

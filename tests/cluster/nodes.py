@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import shoal
 from shoal._base import runtime as holder
 from shoal._base.settings import Settings, read_environment
 from shoal._core.api.job import job_record
@@ -48,6 +49,17 @@ class Nodes:
     def on(self, index: int) -> dict[str, object]:
         return {"resources": {f"n{index}": 0.001}, "num_cpus": 0}
 
+    def living(self) -> set[str]:
+        """Return the ids of the nodes that live, as the control store knows them."""
+        return {node["NodeID"] for node in shoal.nodes() if node["Alive"]}
+
+    def pause(self, index: int) -> None:
+        """SIGSTOP the node's process; its workers run on."""
+        os.kill(self.nodes[index].pid, signal.SIGSTOP)
+
+    def resume(self, index: int) -> None:
+        os.kill(self.nodes[index].pid, signal.SIGCONT)
+
     def id_of(self, index: int) -> str:
         return self.nodes[index].ready.node_id
 
@@ -80,7 +92,7 @@ def many_nodes(
 
     Args:
         keep_control: the first node starts a control store that died again.
-        settings_of: fields of the settings.
+        settings_of: fields of the settings. ``log_to_driver`` True: show here what workers print.
     """
     settings, token = replace(read_environment(), **settings_of), secrets.token_bytes(32)
     record = job_record(job_config=None, namespace="tests", runtime_env=None, logging_config=None, environ=os.environ)
@@ -93,7 +105,8 @@ def many_nodes(
             first = cluster.nodes[0].ready
             runtime = connect_driver(
                 agent_address=first.agent_address, control_address=first.control_address, session_dir=first.session_dir,
-                tokens=Tokens(token), job=record, settings=settings, entrypoint="tests", log_to_driver=False,
+                tokens=Tokens(token), job=record, settings=settings, entrypoint="tests",
+                log_to_driver=settings_of.get("log_to_driver", False),
             )  # fmt: skip
             holder.install(runtime)
             try:

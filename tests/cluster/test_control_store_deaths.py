@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import shoal
+from shoal._base import paths
+from shoal._core.process.start import HeadStartError
 from shoal.testing import wait_for
+from shoal.util.placement_group import placement_group, remove_placement_group
 from tests.cluster.nodes import many_nodes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
@@ -56,3 +65,150 @@ def test_a_control_store_that_died_is_started_again_by_the_node_beside_it():
         first = nodes.kill_control()
         wait_for(lambda: nodes.control_pid not in (0, first), 30, "the next control store")
         assert shoal.get(shoal.get_actor("it").add.remote(), timeout=30)[0] == 2
+
+
+@shoal.remote
+class Member:
+    """Writes down each of its starts: two lines for one number are two starts."""
+
+    def __init__(self, number, journal):
+        self.number = number
+        with open(journal, "a") as file:
+            file.write(f"{number} {os.getpid()}\n")
+
+    def who(self):
+        return self.number, os.getpid()
+
+
+def test_what_is_created_and_looked_up_while_it_dies_twenty_times_is_there_exactly_once(tmp_path):
+    """Three threads create (plain, detached and named ones) and look up; the history says who saw which process."""
+    journal, total = tmp_path / "starts", 60
+    history, done, problems = [], threading.Event(), []
+    with many_nodes(2, keep_control=True) as nodes:
+        handles = {}
+
+        def create(begin):
+            for number in range(begin, total, 2):
+                options = {"name": f"m{number}", "lifetime": "detached"} if number % 2 else {}
+                handles[number] = Member.options(num_cpus=0, **options).remote(number, str(journal))
+                history.append((number, shoal.get(handles[number].who.remote(), timeout=60)))
+
+        def look_up():
+            while not done.is_set():
+                named = [number for number in sorted(handles) if number % 2]
+                history.extend((number, shoal.get(shoal.get_actor(f"m{number}").who.remote(), timeout=60)) for number in named)
+
+        def guarded(work, *args):
+            try:
+                work(*args)
+            except BaseException as error:
+                problems.append(error)
+                raise
+
+        threads = [threading.Thread(target=guarded, args=(create, begin)) for begin in (0, 1)]
+        reader = threading.Thread(target=guarded, args=(look_up,))
+        for thread in [*threads, reader]:
+            thread.start()
+        kills, killed = 0, 0
+        while kills < 20:
+            wait_for(lambda last=killed: nodes.control_pid not in (0, last), 60, "the next control store")
+            seen = len(history)
+            wait_for(lambda seen=seen: len(history) > seen or not any(t.is_alive() for t in threads) or problems, 60, "progress")
+            killed = nodes.kill_control()
+            kills += 1
+        for thread in threads:
+            thread.join(120)
+        done.set()
+        reader.join(120)
+        assert not problems
+        starts = Counter(int(line.split()[0]) for line in journal.read_text().splitlines())
+        assert starts == dict.fromkeys(range(total), 1), "each was started once"
+        processes = {}
+        for number, seen in history:
+            assert processes.setdefault(number, seen) == seen, "everybody saw the same process"
+        assert set(shoal.util.list_named_actors()) == {f"m{number}" for number in range(1, total, 2)}
+        for number in range(1, total, 2):
+            shoal.kill(shoal.get_actor(f"m{number}"))
+
+
+def test_groups_and_jobs_that_were_under_way_are_there_once(tmp_path):
+    with many_nodes(2, keep_control=True) as nodes:
+        groups = []
+        for _ in range(5):
+            groups += [placement_group([{"CPU": 0.1}] * 2, strategy="SPREAD") for _ in range(2)]
+            nodes.kill_control()
+        shoal.get([group.ready() for group in groups], timeout=60)
+        for group in groups[::2]:
+            remove_placement_group(group)
+        nodes.kill_control()
+        for group in groups[1::2]:
+            remove_placement_group(group)
+        wait_for(lambda: shoal.available_resources().get("CPU") == 4.0, 60, "the return of all bundles")
+        # A driver that begins while there is no control store waits for it, and has one job.
+        nodes.kill_control()
+        program = tmp_path / "driver.py"
+        program.write_text(DRIVER)
+        first = nodes.nodes[0].ready
+        answer = subprocess.run(
+            [sys.executable, str(program), first.agent_address, first.control_address, first.session_dir],
+            capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+        assert answer.returncode == 0, answer.stderr
+        assert answer.stdout.split() == ["144", "00000002"]
+
+
+#: Joins the cluster as ``init(address=...)`` will.
+DRIVER = """
+import os, sys
+import shoal
+from shoal._base import runtime as holder
+from shoal._base.settings import read_environment
+from shoal._core.api.job import job_record
+from shoal._core.process.session import open_session
+from shoal._core.worker.driver import connect_driver
+
+agent, control, session = sys.argv[1:]
+record = job_record(job_config=None, namespace="tests", runtime_env=None, logging_config=None, environ=os.environ)
+runtime = connect_driver(
+    agent_address=agent, control_address=control, session_dir=session,
+    tokens=open_session(session).trust().tokens, job=record, settings=read_environment(), entrypoint="tests", log_to_driver=False,
+)
+holder.install(runtime)
+
+@shoal.remote
+def square(number):
+    return number * number
+
+print(shoal.get(square.remote(12), timeout=60), shoal.get_runtime_context().get_job_id())
+holder.install(None)
+runtime.shutdown()
+"""
+
+
+def test_a_control_store_that_stood_still_declares_nobody_dead():
+    with many_nodes(2, node_timeout_s=1.0, node_return_s=30.0) as nodes:
+        ids = nodes.living()
+        os.kill(nodes.control_pid, signal.SIGSTOP)
+        until = time.monotonic() + 3.0  # three times that after which a silent node is dead
+        wait_for(lambda: time.monotonic() > until, 30, "the time")
+        os.kill(nodes.control_pid, signal.SIGCONT)
+        actor = Counting.options(**nodes.on(1)).remote()
+        assert shoal.get(actor.add.remote(), timeout=30)[0] == 1
+        assert nodes.living() == ids
+
+
+def test_damaged_tables_are_refused_with_what_to_do():
+    with many_nodes(1) as nodes:
+        pid = nodes.kill_control()
+        tables = nodes.control.session.directory / paths.TABLES_FILE
+        log = tables.with_name(f"{tables.name}-wal")
+        good = {path: path.read_bytes() for path in (tables, log)}
+        for path in good:
+            path.write_bytes(b"x" * len(good[path]))
+        with pytest.raises(HeadStartError, match=r"are damaged: .*Put a good copy in their place"):
+            nodes.restart_control()
+        for path, data in good.items():
+            path.write_bytes(data)
+        nodes.restart_control()
+        assert nodes.control_pid not in (0, pid)
+        assert shoal.get(square.remote(3), timeout=30) == 9

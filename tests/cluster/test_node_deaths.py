@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import shoal
+from shoal._base.processes import is_running
 from shoal.testing import wait_for
 from shoal.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
@@ -202,3 +203,59 @@ def test_a_lost_result_of_an_actor_is_computed_again_by_it():
         with pytest.raises(shoal.exceptions.ObjectReconstructionFailedError):
             shoal.get(once, timeout=60)
         shoal.kill(maker)
+
+
+@shoal.remote
+class Place:
+    def where(self):
+        return shoal.get_runtime_context().get_node_id(), os.getpid()
+
+
+def test_a_node_that_stood_still_for_too_long_is_another_node_afterwards():
+    with many_nodes(3, node_timeout_s=2.0) as nodes:
+        old = nodes.id_of(1)
+        soft = shoal.util.scheduling_strategies.NodeAffinitySchedulingStrategy(old, soft=True)
+        moves = Place.options(max_restarts=-1, max_task_retries=-1, scheduling_strategy=soft).remote()
+        stays = Place.options(**nodes.on(1)).remote()
+        node, pid = shoal.get(moves.where.remote(), timeout=30)
+        assert (node, shoal.get(stays.where.remote(), timeout=30)[0]) == (old, old)
+        nodes.pause(1)
+        wait_for(lambda: old not in nodes.living(), 30, "the death of the silent node")
+        elsewhere = shoal.get(moves.where.remote(), timeout=30)
+        assert elsewhere[0] != old
+        with pytest.raises(shoal.exceptions.RayActorError):
+            shoal.get(stays.where.remote(), timeout=30)
+        assert is_running(pid), "it cannot know; nobody on this side reaches it"
+        nodes.resume(1)
+        wait_for(lambda: len(nodes.living()) == 3, 30, "the return of the node")
+        assert old not in nodes.living()
+        assert not is_running(pid), "it is another node, which began with nothing"
+        assert shoal.get(moves.where.remote(), timeout=30) == elsewhere
+        fresh = shoal.get(Place.options(**nodes.on(1)).remote().where.remote(), timeout=30)
+        assert fresh[0] not in (old, nodes.id_of(0), nodes.id_of(2))
+
+
+@shoal.remote
+class Owner:
+    def make(self, nbytes):
+        self.kept = shoal.put(np.full(nbytes, 7, dtype=np.uint8))
+        return [self.kept]
+
+    def die(self):
+        os.kill(os.getpid(), 9)
+
+
+def test_what_a_killed_owner_of_another_node_had_stored_is_kept_there_for_those_who_hold_it():
+    with many_nodes(2) as nodes:
+        owner = Owner.options(**nodes.on(1)).remote()
+        [ref] = shoal.get(owner.make.remote(MIB), timeout=PATIENCE_S)
+        with pytest.raises(shoal.exceptions.RayActorError):
+            shoal.get(owner.die.remote(), timeout=PATIENCE_S)
+        assert int(shoal.get(ref, timeout=PATIENCE_S).sum()) == 7 * MIB
+
+        @shoal.remote
+        def total(box):
+            return int(shoal.get(box[0]).sum())
+
+        both = [total.options(**nodes.on(index)).remote([ref]) for index in range(2)]
+        assert shoal.get(both, timeout=PATIENCE_S) == [7 * MIB] * 2

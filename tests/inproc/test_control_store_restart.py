@@ -10,10 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from shoal._base.settings import Settings
 from shoal._core.control_store import rows
 from shoal._core.control_store.server import ControlStore
-from shoal._core.control_store.storage import MemoryStorage, SqliteStorage, Storage
+from shoal._core.control_store.storage import Change, MemoryStorage, SqliteStorage, Storage, TablesDamaged
+from shoal._core.transport import RequestFailed
 from shoal._core.transport.connection import Connection
 from shoal._core.transport.memory import MemoryNetwork, MemoryTransport
 from shoal._core.wire.messages import (
@@ -27,6 +30,7 @@ from shoal._core.wire.messages import (
     JobFinished,
     KillActor,
     KvGet,
+    KvPut,
     PutFunction,
     RegisterJob,
     Shape,
@@ -155,6 +159,32 @@ def test_a_start_in_flight_is_asked_for_again_when_its_node_is_back():
     asyncio.run(after(after_id))
 
 
+def test_tables_that_do_not_fit_together_are_refused():
+    async def main() -> None:
+        for table, key, value in ((rows.JOBS, b"\0\0\0\1", b"torn"), (rows.ACTOR_SPECS, b"a", b"")):
+            storage = MemoryStorage()
+            storage.put(table, key, value)
+            store = ControlStore(asyncio.get_running_loop(), storage, Settings())
+            with pytest.raises(TablesDamaged):
+                store.load()
+
+    asyncio.run(main())
+
+
+def test_a_torn_file_is_refused(tmp_path: Path):
+    path = tmp_path / "control.sqlite"
+    storage = SqliteStorage(path)
+    storage.apply([Change("t", b"%d" % n, b"x" * 1000) for n in range(300)])
+    storage.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20_000] + b"\xff" * 40_000 + whole[60_000:])
+    with pytest.raises(TablesDamaged):
+        SqliteStorage(path)
+    path.write_bytes(b"something else entirely, and long enough to be read as a header of a file" * 100)
+    with pytest.raises(TablesDamaged):
+        SqliteStorage(path)
+
+
 def test_a_failing_disk_delays_answers_and_loses_nothing():
     class FullDisk(MemoryStorage):
         full = False
@@ -173,9 +203,16 @@ def test_a_failing_disk_delays_answers_and_loses_nothing():
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert not asked.done()
+        for refused in (KvPut(0, "ns", b"k", b"v"), RegisterJob(0, replace_worker(b"late"), 1, "ns", "x", CONFIG)):
+            with pytest.raises(RequestFailed, match="Nothing of this request was done") as caught:
+                await client.request(refused)
+            assert caught.value.kind == "OutOfDiskError"
         storage.full = False
         assert (await asked).job_id == b"\0\0\0\1"
         assert len(storage.tables[rows.JOBS]) == 1
+        assert (await client.request(KvGet(0, "ns", b"k"))).value is None, "nothing is half done"
+        assert (await client.request(KvPut(0, "ns", b"k", b"v"))).value == b"1"
+        assert (await client.request(KvGet(0, "ns", b"k"))).value == b"v"
 
     asyncio.run(main())
 

@@ -10,6 +10,7 @@ import pytest
 from shoal._core.node_agent.adopted_objects import AdoptedObjects
 from shoal._core.wire.messages import (
     INLINE,
+    STORED,
     Ack,
     AddBorrower,
     Address,
@@ -191,5 +192,17 @@ def test_a_reader_of_an_adopted_container_is_told_that_the_agent_owns_what_is_in
         node.says(RemoveBorrower(OBJECT, READER, 1))
         await node.after_the_grace()
         assert not node.store.there
+
+    virtual(main())
+
+
+def test_an_object_on_another_node_is_freed_there(virtual):
+    async def main():
+        node, freed = Node(), []
+        node.adopted.free_elsewhere = lambda node_id, object_ids: freed.append((node_id, object_ids))
+        node.says(AdoptObjects(1, [OwnedObject(OBJECT, Value(STORED, b"", 10, node_id=b"other"), [(READER, 1)])]))
+        node.says(RemoveBorrower(OBJECT, READER, 1))
+        assert freed == [(b"other", [OBJECT])]
+        assert node.store.there, "what lies here under that name is a copy"
 
     virtual(main())

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings, stateful
 from hypothesis import strategies as st
 
+from shoal._core.control_store import rows
 from shoal._core.control_store.actor_records import NameTaken
 from shoal._core.control_store.actors import ActorTable
 from shoal._core.control_store.instructions import ActorEnded, AnnounceActor, CancelStart, ForgetPlacement, PlaceActor, StartOn, StopOn
@@ -272,17 +273,26 @@ def test_rows_bring_everything_back(table: ActorTable):
     table.create(spec(C))
     table.place(C, N1)
     specs = [(actor.spec.actor_id, encode(actor.spec)) for actor in table.actors()]
-    rows = [(actor.spec.actor_id, actor.row()) for actor in table.actors()]
+    saved = [(actor.spec.actor_id, actor.row()) for actor in table.actors()]
     fresh = ActorTable(history_limit=10)
-    assert short(fresh.load(specs, rows)) == [PlaceActor(B)]
+    assert short(fresh.load(specs, saved)) == [PlaceActor(B)]
     assert short(fresh.node_back(N1, [(A, 0), (B, 0)])) == [("stop", N1, B, False, "killed"), StartOn(N1, C, 0)]
     assert fresh.named("ns", "it") == table.named("ns", "it")
     assert fresh.statistics() == table.statistics()
     fresh.check()
 
 
+def worker_address(key: tuple[bytes, bytes, int]) -> Address:
+    actor_id, node, incarnation = key
+    return Address(b"%d-%d" % (int.from_bytes(actor_id[:12], "big"), incarnation), node, "")
+
+
 class ActorMachine(stateful.RuleBasedStateMachine):
-    """Two nodes that obey, in any order of events; a worker is alive from the answer to its start until its death."""
+    """Two nodes that obey, in any order of events; a worker is alive from the start of its process until its death.
+
+    Connections are lost, with what is under way on them, and the control store restarts; a node that is back says what it holds, is asked
+    again, and repeats what the control store may not have heard.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -293,6 +303,12 @@ class ActorMachine(stateful.RuleBasedStateMachine):
         self.starts: dict[tuple[bytes, bytes, int], bool] = {}
         #: Living workers: (actor, node, incarnation) -> told to stop.
         self.workers: dict[tuple[bytes, bytes, int], bool] = {}
+        #: How incarnations have ended: what their node answers when it is asked to start them again.
+        self.ended: dict[tuple[bytes, bytes, int], Cause] = {}
+        #: What is on disk.
+        self.specs: dict[bytes, bytes] = {}
+        self.rows: dict[bytes, bytes] = {}
+        self.unwanted: dict[bytes, bytes] = {}
 
     def perform(self, instructions: list[Any]) -> None:
         for one in instructions:
@@ -302,9 +318,18 @@ class ActorMachine(stateful.RuleBasedStateMachine):
                 case ForgetPlacement():
                     self.waiting.discard(one.actor_id)
                 case StartOn():
-                    assert not any(key[0] == one.actor_id for key in self.starts), "two starts of one actor"
-                    assert not any(key[0] == one.actor_id for key in self.workers), "started while one lives"
-                    self.starts[one.actor_id, one.node_id, one.incarnation] = False
+                    key = (one.actor_id, one.node_id, one.incarnation)
+                    assert not any(other[0] == one.actor_id for other in self.starts if other != key), "two starts of one actor"
+                    # One that is told to stop may still be on its way out: it was reported dead, or its node is asked in order.
+                    others = [other for other in self.workers if other[0] == one.actor_id and other != key]
+                    assert all(self.workers[other] and other[1] == one.node_id for other in others), "started while one lives"
+                    self.starts.setdefault(key, False)
+                case Change():
+                    table = {rows.ACTOR_SPECS: self.specs, rows.ACTORS: self.rows, rows.UNWANTED_ACTORS: self.unwanted}[one.table]
+                    if one.value is None:
+                        table.pop(one.key, None)
+                    else:
+                        table[one.key] = one.value
                 case CancelStart():
                     for key in self.starts:
                         if key[:2] == (one.actor_id, one.node_id):
@@ -349,7 +374,15 @@ class ActorMachine(stateful.RuleBasedStateMachine):
         key = self.pick(self.starts, index)
         actor_id, node, incarnation = key
         cancelled = self.starts.pop(key)
-        worker = Address(b"%d-%d" % (int.from_bytes(actor_id[:12], "big"), incarnation), node, "")
+        worker = worker_address(key)
+        if key in self.workers:  # asked again
+            self.perform(self.table.started(actor_id, incarnation, node, worker, None))
+            return
+        if key in self.ended:
+            self.perform(self.table.started(actor_id, incarnation, node, None, self.ended[key]))
+            return
+        if result in ("init_failed", "crash", "died at once"):
+            self.ended[key] = Cause("init_failed" if result == "init_failed" else "worker_exit")
         if result == "refused":
             self.perform(self.table.start_failed(actor_id, incarnation, node))
         elif result in ("init_failed", "crash"):
@@ -371,6 +404,7 @@ class ActorMachine(stateful.RuleBasedStateMachine):
     def die(self, index: int, kind: str) -> None:
         key = self.pick(self.workers, index)
         del self.workers[key]
+        self.ended[key] = Cause(kind)
         self.perform(self.table.worker_died(key[0], key[2], Cause(kind)))
 
     @stateful.rule(index=st.integers(0, 99), no_restart=st.booleans())
@@ -389,6 +423,46 @@ class ActorMachine(stateful.RuleBasedStateMachine):
         self.workers = {key: value for key, value in self.workers.items() if key[1] != node}
         self.perform(self.table.node_died(node, Cause("node_died")))
 
+    def back(self, node: bytes) -> None:
+        """The node is connected again: it says what it holds, and then what may not have been heard."""
+        held = sorted({(key[0], key[2]) for key in (*self.starts, *self.workers) if key[1] == node})
+        self.perform(self.table.node_back(node, held))
+        for key, cause in list(self.ended.items()):
+            if key[1] == node:
+                self.perform(self.table.worker_died(key[0], key[2], cause))
+
+    def lose_answers(self, node: bytes, done: int) -> None:
+        """The node has carried out the first starts that it was asked for, and the connection is lost with the rest, and the answers."""
+        mine = [key for key in self.starts if key[1] == node]
+        for key in mine[:done]:
+            if not self.starts[key] and key not in self.ended:
+                self.workers.setdefault(key, False)
+        for key in mine:
+            del self.starts[key]
+
+    @stateful.rule(node=st.sampled_from([N1, N2]), done=st.integers(0, 3))
+    def cut_off_for_a_while(self, node: bytes, done: int) -> None:
+        self.lose_answers(node, done)
+        self.back(node)
+
+    @stateful.rule(done=st.integers(0, 3), first=st.sampled_from([N1, N2]), lost=st.sampled_from([N1, N2, b""]))
+    def restart(self, done: int, first: bytes, lost: bytes) -> None:
+        """The control store dies; the nodes come back one after the other, or not."""
+        before = {actor.spec.actor_id: actor.state for actor in self.table.actors()}
+        for node in (N1, N2):
+            self.lose_answers(node, done)
+        self.waiting.clear()
+        self.table = ActorTable(history_limit=5)
+        self.perform(self.table.load(sorted(self.specs.items()), sorted(self.rows.items()), sorted(self.unwanted.items())))
+        after = {actor.spec.actor_id: actor.state for actor in self.table.actors()}
+        assert all(before[actor_id] == state for actor_id, state in after.items())
+        assert all(state == "DEAD" for actor_id, state in before.items() if actor_id not in after), "lost"
+        for node in (N1, N2) if first == N1 else (N2, N1):
+            if node == lost:
+                self.lose_node(node)
+            else:
+                self.back(node)
+
     @stateful.rule()
     def finish_job(self) -> None:
         self.perform(self.table.job_finished(JOB))
@@ -399,11 +473,13 @@ class ActorMachine(stateful.RuleBasedStateMachine):
         self.table.check()
         for actor in self.table.actors():
             mine = [key for key in self.workers if key[0] == actor.spec.actor_id]
-            assert len(mine) <= 1, "two live incarnations"
+            current = (actor.spec.actor_id, actor.node_id, actor.incarnation)
+            assert len([key for key in mine if not self.workers[key]]) <= 1, "two live incarnations"
             if actor.state == "ALIVE":
-                assert mine == [(actor.spec.actor_id, actor.node_id, actor.incarnation)]
-            elif mine:
-                assert self.workers[mine[0]], "a worker that nobody wants lives on"
+                assert current in mine
+            for key in mine:
+                if key != current or actor.state == "DEAD":
+                    assert self.workers[key] or key in self.starts, "a worker that nobody wants lives on"
             if actor.state in ("PENDING", "RESTARTING") and not actor.starting:
                 assert actor.spec.actor_id in self.waiting, "forgotten"
 

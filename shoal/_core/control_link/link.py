@@ -102,8 +102,14 @@ class ControlLink:
 
     # --- life ---
 
-    async def open(self) -> Any:
-        """Connect and greet; return the answer to the greeting (None if there is none). Raises what connecting raises, RequestFailed."""
+    async def open(self, *, patient: bool = False) -> Any:
+        """Connect and greet; return the answer to the greeting (None if there is none). Raises what connecting raises, RequestFailed.
+
+        ``patient``: try until it succeeds, and return None.
+        """
+        if patient:
+            await self._redial()
+            return None
         connection = await self._dial(self._message, self._lost)
         answer = await connection.request(self.greet()) if self.greet is not None else None
         self._use(connection)

@@ -279,6 +279,7 @@ class ActorTable:
             if actor.state == ACTOR_DEAD:
                 self._index.bury(actor.spec)
                 self._dead[actor_id] = None
+                actor.node_id = b""  # an open start there is the agent's to tell of
                 continue
             if actor.ending is not None:
                 self._index.free_name(actor.spec)

@@ -62,6 +62,8 @@ class AdoptedObjects:
         self._connected = connected
         #: Object -> what borrowers said of it, in order, while its owner's end is not noticed yet.
         self._late: dict[bytes, list[tuple[Peer, Any]]] = {}
+        #: Frees objects whose primary copy is on another node.
+        self.free_elsewhere: Callable[[bytes, list[bytes]], None] = _nowhere
         #: Requests in progress; joined (cancelled) by ``close``.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -194,16 +196,19 @@ class AdoptedObjects:
         return inner.owner
 
     def _free(self, freed: Iterable[AdoptedObject]) -> None:
-        stored = []
+        stored: dict[bytes, list[bytes]] = {}
         work = list(freed)
         while work:  # a loop: containers may be nested deeper than the stack
             adopted = work.pop()
             if adopted.value.kind == STORED:
-                stored.append(adopted.object_id)
+                stored.setdefault(adopted.value.node_id, []).append(adopted.object_id)
             if adopted.registered:
                 work += self._unregister_inside(adopted)
-        if stored:
-            self._store.free(stored)
+        for node_id, object_ids in stored.items():
+            if node_id == self._me.node_id:
+                self._store.free(object_ids)
+            else:
+                self.free_elsewhere(node_id, object_ids)
 
     def _unregister_inside(self, adopted: AdoptedObject) -> list[AdoptedObject]:
         """Give back what was registered for the references inside; return what is free now."""
@@ -230,3 +235,7 @@ class AdoptedObjects:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _nowhere(node_id: bytes, object_ids: list[bytes]) -> None:
+    """There are no other nodes."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
 
 from shoal._core.node_agent.peers import Peer
 from shoal._core.wire.messages import FreeObjects, NodeRecord
@@ -34,21 +35,28 @@ class Neighbours:
     def free_copies(self, copies: Mapping[bytes, list[bytes]]) -> None:
         """Objects are gone here: the nodes (keys) may drop their copies."""
         for node_id, object_ids in copies.items():
-            task = self._loop.create_task(self._free(node_id, object_ids))
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
+            self._spawn(self._tell(node_id, FreeObjects(object_ids, copies=True)))
+
+    def free_primaries(self, node_id: bytes, object_ids: list[bytes]) -> None:
+        """Nobody holds these objects any more, whose owner's end this agent has seen; their primary copies are on that node."""
+        self._spawn(self._tell(node_id, FreeObjects(object_ids)))
 
     def close(self) -> None:
         for task in self._under_way:
             task.cancel()
 
-    async def _free(self, node_id: bytes, object_ids: list[bytes]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+    async def _tell(self, node_id: bytes, message: FreeObjects) -> None:
         record = self._node(node_id)
         if record is None:
-            return  # its copies have died with it
+            return  # what it had has died with it
         try:
             connection = await self._connect(record.endpoint)
         except OSError as error:
-            log.debug("Node %s is not told that %d of its copies are not needed: %s", record.name, len(object_ids), error)
+            log.debug("Node %s is not told that %d of its objects are not needed: %s", record.name, len(message.object_ids), error)
         else:
-            connection.send(FreeObjects(object_ids, copies=True))
+            connection.send(message)

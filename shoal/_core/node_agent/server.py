@@ -103,7 +103,8 @@ class NodeAgent:
         #: Registered workers and drivers by worker id, and by the number that stands for them as owners.
         self._processes: dict[bytes, Process] = {}
         self._owners: dict[int, Process] = {}
-        self._drivers: dict[int, Process] = {}
+        #: Drivers that show what their workers print, those of other nodes that have something running here, too.
+        self._readers: dict[int, Process] = {}
         #: All and only leases that have a worker: lease -> worker id.
         self._lease_workers: dict[int, bytes] = {}
         self._departures: dict[bytes, Departure] = {}
@@ -200,7 +201,7 @@ class NodeAgent:
 
     def forward_log(self, job_id: bytes, lines: wire.LogLines) -> bool:
         """Send a worker's output to the driver of its job, if it wants to see it. False: the driver is slow, come again later."""
-        for process in self._drivers.values():
+        for process in self._readers.values():
             if process.log_to_driver and process.job_id == job_id:
                 if process.connection.saturated():
                     return False
@@ -298,6 +299,8 @@ class NodeAgent:
         process = connection.tag
         if isinstance(process, Process):  # again: a driver has learned the number of its job
             process.job_id, process.log_to_driver = message.job_id or process.job_id, message.log_to_driver
+            if process.log_to_driver:
+                self._readers[process.number] = process
             connection.send(msgspec.structs.replace(self._welcome, rid=message.rid))
             return
         self._last_number += 1
@@ -313,8 +316,8 @@ class NodeAgent:
         )  # fmt: skip
         connection.tag = process
         self._processes[message.worker_id] = self._owners[process.number] = process
-        if process.is_driver:
-            self._drivers[process.number] = process
+        if process.log_to_driver:
+            self._readers[process.number] = process
         connection.send(msgspec.structs.replace(self._welcome, rid=message.rid))
         if worker is not None:
             self._perform_pool(self.pool.registered(message.worker_id, message.pid, self.loop.time()))
@@ -427,6 +430,8 @@ class NodeAgent:
 
     def _learn_nodes(self, records: list[NodeRecord]) -> None:
         dead = self.view.update(records)
+        if dead:
+            self._tell_of_deaths(dead)
         # Their connections may stand for long: nobody tells the kernel of a machine that it has vanished.
         for process in [one for one in self._owners.values() if one.address.node_id in dead]:
             process.connection.close()
@@ -468,6 +473,13 @@ class NodeAgent:
 
     def _knows_all_nodes(self) -> bool:
         return not self.node.endpoint  # nobody can join
+
+    def _tell_of_deaths(self, node_ids: list[bytes]) -> None:
+        """Our processes may have connections to those nodes, which may stand for long, too."""
+        message = wire.NodesChanged([wire.NodeRecord(node_id, "", "", "", {}, {}, {}, alive=False) for node_id in node_ids])
+        for process in self._owners.values():
+            if not process.is_foreign:
+                process.connection.send(message)
 
     def _known_nodes(self) -> list[NodeRecord]:
         if not self.view.is_alone:  # then what is free here is compared with what is free elsewhere
@@ -626,7 +638,7 @@ class NodeAgent:
         """A process's connection or life has ended: it owns no leases and borrows nothing. Idempotent."""
         if self._owners.pop(process.number, None) is None:
             return
-        self._drivers.pop(process.number, None)
+        self._readers.pop(process.number, None)
         if self._processes.get(process.address.worker_id) is process:
             del self._processes[process.address.worker_id]
         leases = self.leases.owner_lost(process.number)

@@ -35,6 +35,7 @@ from shoal._core.process.membership import Membership, change_token, join
 from shoal._core.process.serving import HeadContext
 from shoal._core.process.session import Session
 from shoal._core.scheduling.labels import NODE_ID_LABEL
+from shoal._core.transport import RequestFailed
 from shoal._core.transport.addresses import announced
 from shoal._core.transport.connection import Connection
 from shoal._core.transport.handover import Handover
@@ -69,6 +70,7 @@ class HeadParts:
         #: Connections of the node agent to other processes.
         self._peers = SharedConnections(loop, self._transport, _no_message)
         self._options = context.options
+        self._start_anew = context.start_anew
         self._arena = context.arena
         self._trust = context.trust
         #: Ours, in a session of one node; else the cluster's is elsewhere.
@@ -124,7 +126,7 @@ class HeadParts:
         """Listen, join control store and node agent, start the first workers."""
         if self._control_store is not None:
             inside = await self._control_store.start(self._transport)
-        else:
+        elif not self._options.anew:  # it has its certificate from the life before
             await join(self._transport, self._options.control_address, self._options.listen, self._session.directory)
         if self._options.listen:
             await self._open_to_others()
@@ -148,9 +150,19 @@ class HeadParts:
             silence_s=timeout_s,
             beat_s=timeout_s / BEATS_PER_TIMEOUT,
             always=True,
+            on_refused=self._declared_dead,
         )
         agent.obey(link)
-        await link.open()
+        await link.open(patient=self._options.anew)
+
+    def _declared_dead(self, error: RequestFailed) -> None:
+        log.warning(
+            "This node (%s) was declared dead while the control store did not hear it. Its workers are killed, its objects are dropped, "
+            "and it joins again as another node. %s",
+            self.node_agent.node.node_id.hex(),
+            error.message,
+        )
+        self._start_anew()
 
     async def _open_to_others(self) -> None:
         agent = self.node_agent
@@ -164,6 +176,7 @@ class HeadParts:
         self._serving = serving = Serving(self._loop, store, inside, arena, pulling, self._trust)
         store.puller = pulling
         self._neighbours = neighbours = Neighbours(self._loop, agent.view.get, self._peers.connect)
+        agent.adopted.free_elsewhere = neighbours.free_primaries
         store.on_freed = lambda object_ids: neighbours.free_copies(serving.copies_of(object_ids))
 
         def route(target: bytes, sock: socket.socket) -> bool:

@@ -3,6 +3,7 @@
 driver's lifeline ends, or its pidfd says that it is gone ─▶ at once
 a byte on the lifeline, SIGTERM, SIGINT                    ─▶ in good order
 a daemon has no driver: signals only
+its node was declared dead                                 ─▶ at once, and then anew as another node
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Ending:
         self._loop = loop
         self._lifeline = lifeline
         self._stopping: asyncio.Future[bool] = loop.create_future()
+        #: The process lives on as another node.
+        self.anew = False
         #: Descriptors that stay readable when the driver is gone.
         self._watched: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -50,6 +53,12 @@ class Ending:
             self._stopping.set_result(orderly)
             for descriptor in self._watched:  # they stay readable
                 self._loop.remove_reader(descriptor)
+
+    def begin_anew(self) -> None:
+        """End all that runs, and start again in this process. Nothing if an end has begun."""
+        if not self._stopping.done():
+            self.anew = True
+            self.begin(False)
 
     def _watch(self, driver_pid: int, driver_started: int) -> None:
         """The socket ends with the last process that holds it, maybe a forgotten fork of the driver; the pidfd knows the driver itself."""

@@ -2,6 +2,9 @@
 
     read options ─ import what head and workers share ─ arena ─ become subreaper ─ fork the template (single-threaded until here) ─ serve
 
+A node that was declared dead ends all that runs on it and begins here again, in the same process and session, as another node: nothing of
+the old one can be left over in a fresh interpreter.
+
 Everything in the head happens in one thread, except disk work and page warming of the object store, which start later.
 """
 
@@ -13,6 +16,7 @@ import signal
 import socket
 import sys
 import traceback
+from contextlib import nullcontext
 from typing import NoReturn
 
 import msgspec
@@ -27,11 +31,18 @@ from shoal._core.transport import sockets  # noqa: F401  shared, too
 
 
 def main(argument: str) -> NoReturn:
-    """Run a head in a fresh interpreter. ``argument``: the descriptor of the socket to the driver, a space, the session directory."""
-    descriptor, _, session_dir = argument.partition(" ")
+    """Run a head in a fresh interpreter. ``argument``: the descriptor of the socket to the driver, a space, the session directory.
+
+    After a comma behind the first descriptor: that of the socket with the options, if they do not come from the driver.
+    """
+    descriptors, _, session_dir = argument.partition(" ")
+    descriptor, _, source = descriptors.partition(",")
     lifeline = socket.socket(fileno=int(descriptor))
     try:
-        Head(receive_frame(lifeline, HeadOptions), lifeline).run()
+        with socket.socket(fileno=int(source)) if source else nullcontext(lifeline) as options:
+            head = Head(receive_frame(options, HeadOptions), lifeline)
+        if head.run():
+            head.start_anew()
     except BaseException:
         text = traceback.format_exc()
         print(text, file=sys.stderr, flush=True)
@@ -52,8 +63,8 @@ class Head:
         self.plan = resources.plan(options)
         self.arena = Arena.create(self.plan.object_store_bytes)
 
-    def run(self) -> None:
-        """Serve until the end."""
+    def run(self) -> bool:
+        """Serve until the end; return whether to ``start_anew``."""
         processes.raise_descriptor_limit()
         processes.become_subreaper()
         set_title("shoal: head")
@@ -63,7 +74,18 @@ class Head:
         from shoal._core.process import serving
 
         server = serving.Server(self.options, self.lifeline, self.session, self.node_id, self.plan, self.arena)
-        server.run(template_pid, channel, self._start_template)
+        return server.run(template_pid, channel, self._start_template)
+
+    def start_anew(self) -> NoReturn:
+        """Become another node: a fresh interpreter in this process, with the same driver, session and options."""
+        ours, theirs = socket.socketpair()
+        send_frame(theirs, msgspec.structs.replace(self.options, anew=True))
+        theirs.close()
+        for one in (ours, self.lifeline):
+            os.set_inheritable(one.fileno(), True)
+        argument = f"{self.lifeline.fileno()},{ours.fileno()} {self.options.session_dir}"
+        command = bootstrap.command("head", argument, sys.path)
+        os.execve(command[0], command, os.environ)
 
     def _record(self) -> None:
         options, session = self.options, self.session

@@ -19,8 +19,8 @@ log = logging.getLogger("shoal.head")
 
 #: Seconds before it is started again: at first, and at most when it dies again and again.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 5.0
-#: Seconds of life after which a death is a first one again.
-STEADY_S = 30.0
+#: Seconds that it must have served for its death to be a first one again.
+STEADY_S = 1.0
 
 
 class Pauses:
@@ -96,7 +96,6 @@ class ControlStoreKeeper:
         self._starting = self._loop.create_task(self._restart())
 
     async def _restart(self) -> None:
-        self._pauses.started(self._loop.time())
         try:
             await self._loop.run_in_executor(None, restart_control_store, str(self._session.path))
         except (HeadStartError, OSError) as error:
@@ -104,5 +103,6 @@ class ControlStoreKeeper:
             if sessions.read_record(self._session.directory) is not None:
                 self._died()
             return
+        self._pauses.started(self._loop.time())
         if not self._closed:
             self._watch()

@@ -41,6 +41,8 @@ class HeadOptions(msgspec.Struct, kw_only=True):
     # filled in by start_head
     session_dir: str = ""
     driver_pid: int = 0  #: 0: a daemon, which lives until it is stopped
+    #: It was another node before, which was declared dead: the control store is there, though perhaps out of reach just now.
+    anew: bool = False
     # replaced in tests
     composition: str = "shoal._core.process.composition:compose"
     worker_entry: str = "shoal._core.worker.main:run_worker"

@@ -1,7 +1,8 @@
 """The serving part of the head's life: its loop, whom it watches, its end.
 
     compose and listen ─ "ready" ─ serve ─┬─ driver gone (its socket ends, or its pidfd) ─▶ end at once
-                                          └─ SIGTERM, or a byte from the driver ─▶ end in good order
+                                          ├─ SIGTERM, or a byte from the driver ─▶ end in good order
+                                          └─ declared dead by the control store ─▶ end at once, keep the session, start anew (head.py)
     end: stop the parts ─ SIGKILL all descendants ─ remove the session's files ─ the template ─ leave
 
 The template is told nothing at the end: it is killed last, so until then it would clean up if we died.
@@ -54,6 +55,8 @@ class HeadContext:
     arena: Arena
     launcher: TemplateLauncher
     logs: WorkerLogReader
+    #: The node was declared dead: end all that runs on it, and join again as another.
+    start_anew: Callable[[], None]
 
 
 class Parts(Protocol):
@@ -86,33 +89,37 @@ class Server:
         self.plan = plan
         self.arena = arena
 
-    def run(self, template_pid: int, channel: int, new_template: NewTemplate) -> None:
-        """Serve until the end. The caller leaves the process at once: the loop is not wound up."""
+    def run(self, template_pid: int, channel: int, new_template: NewTemplate) -> bool:
+        """Serve until the end; return whether to start anew. The caller leaves the process at once: the loop is not wound up."""
         compose = _load(self.options.composition)
         loop = new_loop()
         asyncio.set_event_loop(loop)
-        loop.run_until_complete(self._serve(loop, template_pid, channel, new_template, compose))
+        return loop.run_until_complete(self._serve(loop, template_pid, channel, new_template, compose))
 
     async def _serve(
         self, loop: asyncio.AbstractEventLoop, template_pid: int, channel: int, new_template: NewTemplate, compose: Compose
-    ) -> None:
+    ) -> bool:
         logs = WorkerLogReader(loop, self.session.logs_dir, self.options.settings)
         launcher = TemplateLauncher(loop, self.session.name, template_pid, channel, new_template, logs)
         ending = Ending(loop, self.lifeline, self.options.driver_pid)
-        context = HeadContext(loop, self.options, self.plan, self.session, self.session.trust(), self.node_id, self.arena, launcher, logs)
+        context = HeadContext(
+            loop, self.options, self.plan, self.session, self.session.trust(), self.node_id, self.arena, launcher, logs, ending.begin_anew
+        )  # fmt: skip
         parts: Parts | None = None
         keeper: ControlStoreKeeper | None = None
         try:
             parts = await compose(context)
             if self.options.control_session_dir:
                 keeper = ControlStoreKeeper(loop, self.options.control_session_dir)
-            send_frame(self.lifeline, self._ready(template_pid, parts.endpoint))
+            if not self.options.anew:  # whoever started it knows by now, and may be gone if this is a daemon
+                send_frame(self.lifeline, self._ready(template_pid, parts.endpoint))
             loop.call_later(_SWEEP_DELAY_S, self._sweep)
             await ending.wait()
         finally:
             if keeper is not None:
                 keeper.close()
-            await self._end(parts, launcher, logs, orderly=ending.is_orderly)
+            await self._end(parts, launcher, logs, orderly=ending.is_orderly, keep_session=ending.anew)
+        return ending.anew
 
     def _ready(self, template_pid: int, endpoint: str) -> HeadReady:
         return HeadReady(
@@ -135,15 +142,20 @@ class Server:
 
     # --- the end ---
 
-    async def _end(self, parts: Parts | None, launcher: TemplateLauncher, logs: WorkerLogReader, *, orderly: bool) -> None:
+    async def _end(
+        self, parts: Parts | None, launcher: TemplateLauncher, logs: WorkerLogReader, *, orderly: bool, keep_session: bool
+    ) -> None:
         if parts is not None and orderly:
             await _attempt(parts.close(), _PARTS_S)
         await launcher.close(_DESCENDANTS_S)
         if parts is not None and not orderly:
             await _attempt(parts.close(), _PARTS_S)
         logs.close()
-        self.session.remove()
-        self._sweep()
+        if keep_session:
+            self.session.empty()
+        else:
+            self.session.remove()
+            self._sweep()
         if launcher.template_pid:
             os.kill(launcher.template_pid, signal.SIGKILL)
             os.waitpid(launcher.template_pid, 0)

@@ -112,6 +112,15 @@ class Session:
         """Return what ``record`` wrote. FileNotFoundError when the session has ended."""
         return msgspec.json.decode((self.directory / paths.RECORD_FILE).read_bytes(), type=SessionRecord)
 
+    def empty(self) -> None:
+        """Remove the sockets and what was spilled: of processes that are gone, while the session goes on."""
+        for entry in list(os.scandir(self.directory)):
+            if entry.name.endswith(".sock"):
+                os.unlink(entry.path)
+        for spilled in (str(self.spill_dir), self.read_record().spill_dir):
+            if spilled:
+                _remove_contents(Path(spilled), keep="")
+
     def remove(self) -> None:
         """Remove all but the logs. Idempotent; what cannot be removed is left."""
         if self.path != self.directory:

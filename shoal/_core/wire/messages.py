@@ -736,7 +736,10 @@ class NodeList(Message, tag=97):
 
 
 class NodesChanged(Message, tag=99):
-    """Control store to node agent: the other nodes that are new, have died, or have other resources than before; all of them at first."""
+    """Control store to node agent: the other nodes that are new, have died, or have other resources than before; all of them at first.
+
+    Node agent to its processes: nodes that have died.
+    """
 
     nodes: list[NodeRecord]
     #: These are all that live.

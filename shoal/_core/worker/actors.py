@@ -312,6 +312,8 @@ class Actors:
     # --- effects of actor calls ----------------------------------------------------------------------------
 
     def connect_actor(self, calls: ActorCalls, address: Address) -> None:
+        if self.core.wants_logs:
+            self.core.agents.get(address.node_id)  # which sends them to those who are registered with it
         peer = self.core.peers.get(address)
         peer.calls = calls
         calls.channel = peer

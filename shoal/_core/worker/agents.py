@@ -28,9 +28,19 @@ class Agents:
         peer = core.peers.get(Address(node_id, node_id, ""))
         if self._foreign.get(node_id) is not peer:
             self._foreign[node_id] = peer
-            register = RegisterProcess(0, core.me.worker_id, os.getpid(), core.me.address, core.job_id, node_id=core.me.node_id)
+            register = RegisterProcess(
+                0, core.me.worker_id, os.getpid(), core.me.address, core.job_id, core.wants_logs, node_id=core.me.node_id
+            )
             core.when_all([peer.request(register)], _nothing)  # a refusal shows at whatever is asked next
         return peer
+
+    def address(self, node_id: bytes) -> Address:
+        """Return the address of the node's agent, who answers for the node's processes when they have ended."""
+        return self._core.agent_address if node_id == self._core.me.node_id else Address(node_id, node_id, "")
+
+    def all(self) -> list[Any]:
+        """Return those that this process is registered with, its own first."""
+        return [self._core.agent, *self._foreign.values()]
 
     def lost(self, peer: Peer) -> bool:
         """A connection has ended; return whether it led to an agent."""

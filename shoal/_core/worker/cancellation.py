@@ -50,7 +50,7 @@ class Cancellation:
         entry = self.core.objects.own.entries.get(task_id + b"\0\0\0\0")
         record = entry.task if entry is not None else None
         if isinstance(entry, BorrowedEntry):
-            if entry.owner.worker_id == self.core.agent_address.worker_id:
+            if entry.owner.worker_id == entry.owner.node_id:
                 return  # whose task it was has ended, and the task with it
             self.core.owner_channel(entry.owner).send(CancelTask(task_id, force, recursive))
         elif record is not None:

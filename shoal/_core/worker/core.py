@@ -22,7 +22,7 @@ from shoal._base.settings import Settings
 from shoal._core.control_link import ControlLink
 from shoal._core.object_store import StoreClient
 from shoal._core.serialization import deserialize_error, serialize_system_error
-from shoal._core.transport import Connection, Listener, RequestFailed, Transport
+from shoal._core.transport import ConnectFailed, Connection, Listener, RequestFailed, Transport
 from shoal._core.wire import messages as m
 
 from .actors import Actors, ActorToken
@@ -102,6 +102,8 @@ class Core:
         self._leaves_for: m.Cause | None = None
         #: Done when the last caller has closed its connection, if this process leaves.
         self._callers_gone: asyncio.Future[None] | None = None
+        #: This driver shows what its workers print, on whatever node.
+        self.wants_logs = False
         self.on_log_lines: Callable[[m.LogLines], None] | None = None
         #: The last one whose unread error was told.
         self._unread_task = b""
@@ -137,6 +139,7 @@ class Core:
             m.LeaseInfeasible: leasing.on_lease_infeasible,
             m.WorkerDied: leasing.on_worker_died,
             m.LogLines: self._log_lines,
+            m.NodesChanged: self._nodes_changed,
             m.TakeSocket: connector.on_take_socket,
             m.TokenChanged: lambda _agent, message: on_token(message.token),
             **self._shared,
@@ -159,8 +162,12 @@ class Core:
         self.agent.on_batch_end = self.flush
 
     async def connect_control_store(self, address: str, *, lasting: bool) -> None:
-        """Connect; ``lasting``: the control store is a process of its own, and comes back when it died."""
+        """Connect; ``lasting``: the control store is a process of its own, and comes back when it died.
+
+        Waits for one that is not there just now, a driver for ``control_store_timeout_s``. Raises ConnectFailed.
+        """
         settings = self.settings
+        give_up_s = math.inf if self.runs_tasks else settings.control_store_timeout_s
         self.control_store = link = ControlLink(
             self.loop,
             lambda on_message, on_close: self._transport.connect(address, on_message, on_close),
@@ -170,10 +177,17 @@ class Core:
             lasting=lasting,
             silence_s=settings.node_timeout_s,
             beat_s=settings.node_timeout_s / BEATS_PER_TIMEOUT,
-            give_up_s=math.inf if self.runs_tasks else settings.control_store_timeout_s,
+            give_up_s=give_up_s,
         )
         link.on_message, link.on_batch_end = self._control_message, self.flush
-        await link.open()
+        try:
+            async with asyncio.timeout(give_up_s if give_up_s < math.inf else None):
+                await link.open(patient=lasting)
+        except TimeoutError:
+            raise ConnectFailed(
+                f"The control store of the cluster ({address}) could not be reached for {give_up_s:g} s. See whether its process and its "
+                "machine are up."
+            ) from None
 
     async def close(self) -> None:
         """Send what is queued and close every connection. Idempotent."""
@@ -200,10 +214,10 @@ class Core:
 
     def owner_channel(self, owner: m.Address) -> Any:
         """Return what can ``send`` and ``request`` to the owner of an object."""
-        if owner.worker_id == self.agent_address.worker_id:
-            return self.agent
+        if owner.worker_id == owner.node_id:
+            return self.agents.get(owner.node_id)
         peer = self.peers.get(owner)
-        return self.agent if peer.left else peer
+        return self.agents.get(owner.node_id) if peer.left else peer
 
     def make_ref(self, entry: Entry) -> ObjectRef[Any]:
         """Make a reference whose count was already given to it."""
@@ -341,6 +355,10 @@ class Core:
         handler = self._from_control_store.get(type(message))
         if handler is not None:
             handler(connection, message)
+
+    def _nodes_changed(self, _channel: Any, message: m.NodesChanged) -> None:
+        """Nodes have died: nobody else may tell, as the connections of a machine that vanished stand on."""
+        self.peers.abort({record.node_id for record in message.nodes if not record.alive})
 
     def _log_lines(self, _connection: Connection, message: m.LogLines) -> None:
         if self.on_log_lines is not None:

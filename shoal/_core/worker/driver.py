@@ -51,6 +51,7 @@ def connect_driver(
     thread = IoThread(request, lambda: thread.release_memory())
     thread.start()
     core, inbox = thread.core, thread.inbox
+    core.wants_logs = log_to_driver
     try:
         registered: m.JobRegistered = thread.call(_register(core, job, entrypoint))
     except BaseException:
@@ -88,7 +89,8 @@ async def _register(core: Core, job: m.JobConfigRecord, entrypoint: str) -> m.Jo
 async def _flush_logs(runtime: CoreRuntime) -> None:
     """Show the last words of the workers before they end. Bounded: a head that is gone has none."""
     try:
-        await asyncio.wait_for(runtime.core.agent.request(m.FlushLogs(0, runtime.job_id)), FLUSH_S)
+        asked = [agent.request(m.FlushLogs(0, runtime.job_id)) for agent in runtime.core.agents.all()]
+        await asyncio.wait_for(asyncio.gather(*asked), FLUSH_S)
     except (TimeoutError, ConnectionLost, RequestFailed) as error:
         logger.debug("The last log lines could not be fetched: %s", error)
 

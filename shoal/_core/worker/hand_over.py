@@ -30,7 +30,7 @@ def _unregister_agent(core: Core, inner: Entry) -> None:
     """Take back what was registered for the agent: with the owner, or with the agent itself where that has left meanwhile."""
     assert inner.owner is not None
     peer = core.peers.known(inner.owner.worker_id)
-    channel = core.agent if peer is None or peer.left or peer.lost else peer
+    channel = core.agents.get(inner.owner.node_id) if peer is None or peer.left or peer.lost else peer
     channel.send(m.RemoveBorrower(inner.object_id, core.agent_address, 1))
 
 

@@ -106,16 +106,16 @@ class Objects:
     def _register_now(self, entry: BorrowedEntry) -> asyncio.Future[Any]:
         entry.registering = True
         future: asyncio.Future[Any] = self.core.owner_channel(entry.owner).request(AddBorrower(0, entry.object_id, self.core.me))
-        future.add_done_callback(lambda done: self._registered(entry, done))
+        future.add_done_callback(partial(self._registered, entry, entry.owner))
         return future
 
-    def _registered(self, entry: BorrowedEntry, done: asyncio.Future[Any]) -> None:
+    def _registered(self, entry: BorrowedEntry, asked: Address, done: asyncio.Future[Any]) -> None:
         entry.registering = False
         error = done.exception() if not done.cancelled() else ConnectionLost("cancelled")
         if error is None:
             entry.grants += 1
         elif isinstance(error, ConnectionLost):
-            self.owner_lost(entry.owner)
+            self.owner_lost(asked)  # who may have a successor already
             if entry.count > 0 and not entry.grants and not self.core.lost:
                 self._register_now(entry)
                 return
@@ -174,7 +174,7 @@ class Objects:
         self.owner_lost(address)
         for message in undelivered:
             if isinstance(message, RemoveBorrower):
-                self.core.agent.send(message)
+                self.core.owner_channel(self._successor(address)).send(message)
         # Not at once: if it was killed, the node agent takes over what it had stored, and registers for the references inside of that.
         self.core.loop.call_later(TAKE_OVER_S, self._borrower_gone, address.worker_id)
 
@@ -187,15 +187,20 @@ class Objects:
         """Turn to the owner's node agent, with our full counts."""
         for entry in self._turn_to_agent(owner):
             if entry.grants:
-                future = self.core.agent.request(AddBorrower(0, entry.object_id, self.core.me, entry.grants, full=True))
+                adopter = self.core.owner_channel(entry.owner)
+                future = adopter.request(AddBorrower(0, entry.object_id, self.core.me, entry.grants, full=True))
                 future.add_done_callback(partial(self._readopted, entry))
 
     def owner_left(self, owner: Address) -> None:
         """Turn to the node agent, which has our counts: the owner has handed them over, and passes on what is still under way."""
         self._turn_to_agent(owner)
 
+    def _successor(self, owner: Address) -> Address:
+        """Return who answers for what it owned: its node agent; for that of a dead node our own, who says that the owner has died."""
+        return self.core.agent_address if owner.worker_id == owner.node_id else self.core.agents.address(owner.node_id)
+
     def _turn_to_agent(self, owner: Address) -> list[BorrowedEntry]:
-        successor = self.core.agent_address
+        successor = self._successor(owner)
         if owner.worker_id == successor.worker_id:
             return []
         turned = []
@@ -264,14 +269,14 @@ class Objects:
             return
         entry.fetching = True
         future = self.core.owner_channel(entry.owner).request(GetObject(0, entry.object_id, self.core.me))
-        future.add_done_callback(partial(self._fetched, entry, entry.owner.worker_id))
+        future.add_done_callback(partial(self._fetched, entry, entry.owner))
 
-    def _fetched(self, entry: BorrowedEntry, sender: bytes, done: asyncio.Future[Any]) -> None:
+    def _fetched(self, entry: BorrowedEntry, asked: Address, done: asyncio.Future[Any]) -> None:
         entry.fetching = False
         error = done.exception() if not done.cancelled() else ConnectionLost("cancelled")
         if error is None:
             value: Value = done.result().value
-            inner = self.own.receive(value.refs, sender)
+            inner = self.own.receive(value.refs, asked.worker_id)
             if self.own.entries.get(entry.object_id) is entry and entry.kind == PENDING:
                 self.complete(entry, value.kind, data_of(value), inner)
             else:
@@ -281,11 +286,10 @@ class Objects:
             if entry.kind == PENDING:
                 self.complete(entry, FAILED, self.core.lost)
         elif isinstance(error, ConnectionLost) and not self.core.closing:
-            self.owner_lost(entry.owner)
+            self.owner_lost(asked)
             self._fetch(entry)
         elif isinstance(error, RequestFailed) and error.kind == OWNER_LEFT:
-            if entry.owner.worker_id == sender:
-                self.owner_left(entry.owner)
+            self.owner_left(asked)
             self._fetch(entry)
         else:
             self.complete(entry, FAILED, error_bytes(error, entry))

@@ -173,6 +173,12 @@ class Peers:
         if not self._closed:
             self._on_lost(peer)
 
+    def abort(self, node_ids: set[bytes]) -> None:
+        """Lose the connections to all processes of these nodes."""
+        for peer in list(self._by_worker.values()):
+            if peer.address.node_id in node_ids and peer.connection is not None:
+                peer.connection.abort()
+
     def close(self) -> None:
         """Send what is queued and close every connection."""
         self._closed = True
