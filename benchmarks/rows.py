@@ -79,6 +79,15 @@ ROWS = {
     # core_placement.py
     "placement_group_cycle": Row("placement groups, create and remove, 100 in flight", "1/s", 1, 3),
     "placement_group_ready": Row("placement group, create, get(ready()), remove", "1/s"),
+    # core_encryption.py: between two nodes at loopback, and at an address of the machine
+    "remote_calls_alone_plain": Row("actor calls to another node, one at a time, plain", "1/s"),
+    "remote_calls_alone_encrypted": Row("actor calls to another node, one at a time, encrypted", "1/s"),
+    "remote_calls_in_flight_plain": Row("actor calls to another node, in flight, plain", "1/s"),
+    "remote_calls_in_flight_encrypted": Row("actor calls to another node, in flight, encrypted", "1/s"),
+    "remote_tasks_in_flight_plain": Row("tasks on another node, in flight, plain", "1/s"),
+    "remote_tasks_in_flight_encrypted": Row("tasks on another node, in flight, encrypted", "1/s"),
+    "remote_argument_plain": Row("200 MB put, fetched by a task of another node, plain", "GB/s"),
+    "remote_argument_encrypted": Row("200 MB put, fetched by a task of another node, encrypted", "GB/s"),
     # core_memory.py
     "memory_per_pending_task": Row("driver memory per pending task", "B", smaller_is_better=True),
     "memory_per_reference": Row("driver memory per live reference of put", "B", smaller_is_better=True),

@@ -342,3 +342,42 @@ def test_what_is_wrong_with_an_address_is_said(two):
     finally:
         two.network.heal()
     shell("health-check", "--address", two.control)
+
+
+EVERYWHERE = """
+import os, secrets, sys, shoal
+from shoal._base.settings import read_environment
+from shoal._core.process.options import ControlOptions, HeadOptions
+from shoal._core.process.start import start_control_store, start_head
+ip, everywhere = sys.argv[1:]
+token = secrets.token_bytes(32)
+control = start_control_store(ControlOptions(listen=f"tcp:{everywhere}:0", node_ip=ip), token)
+nodes = []
+for name in ("n0", "n1"):
+    options = HeadOptions(
+        num_cpus=1, num_gpus=0, resources={name: 1}, object_store_bytes=100 << 20, node_ip=ip,
+        control_address=control.ready.control_address, listen=f"tcp:{everywhere}:0",
+    )
+    nodes.append(start_head(options, token))
+print(control.ready.control_address, *(node.ready.endpoint for node in nodes))
+shoal.init(address=control.ready.control_address.removeprefix("tcp:"), log_to_driver=False)
+@shoal.remote(num_cpus=0)
+def size(data): return len(data)
+print(*shoal.get([size.options(resources={name: 0.001}).remote(b"x" * 1_000_000) for name in ("n0", "n1")], timeout=60))
+shoal.shutdown()
+for part in (*nodes, control):
+    part.stop()
+"""
+
+
+@pytest.mark.parametrize(("version", "everywhere"), [("ip4", "0.0.0.0"), ("ip6", "[::]")])
+def test_nodes_that_listen_at_all_addresses_announce_one_that_others_reach(short_directory, version, everywhere):
+    with namespaces(1) as network:
+        machine = network.machines[0]
+        address = getattr(machine, version)
+        shell = Shell(machine, short_directory / f"everywhere-{version}", short_directory)
+        places, sizes = shell.python(EVERYWHERE, address, everywhere).splitlines()
+        spelled_address = f"[{address}]" if ":" in address else address
+        assert [place.rpartition(":")[0] for place in places.split()] == [f"tcp:{spelled_address}"] * 3
+        assert sizes.split() == ["1000000"] * 2
+        assert not machine.pids()

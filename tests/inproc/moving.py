@@ -14,10 +14,11 @@ from shoal._core.object_store.inside import inside_client
 from shoal._core.object_store.pulling import Pulling
 from shoal._core.object_store.serving import Serving
 from shoal._core.transport.errors import ConnectFailed
+from shoal._core.transport.trust import Tokens, Trust
 from shoal.testing.in_process_store import InProcessStore
 
 MIB = 1 << 20
-TOKEN = b"t" * 32
+TRUST = Trust(Tokens(b"t" * 32))
 
 
 def object_id(number: int) -> bytes:
@@ -79,8 +80,8 @@ class Node:
         self.store = inner.store
         loop = asyncio.get_running_loop()
         client = inside_client(loop, self.store, inner.arena, "other nodes")
-        self.pulling = Pulling(loop, self.store, client, inner.arena, self.node_id, self._open, TOKEN)
-        self.serving = Serving(loop, self.store, client, inner.arena, self.pulling, TOKEN)
+        self.pulling = Pulling(loop, self.store, client, inner.arena, self.node_id, self._open, TRUST)
+        self.serving = Serving(loop, self.store, client, inner.arena, self.pulling, TRUST)
         self.store.puller = self.pulling
         self.store.on_freed = lambda object_ids: cluster.freed(self, object_ids)
 

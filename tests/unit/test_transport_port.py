@@ -23,11 +23,14 @@ from shoal._core.transport import (
     port,
 )
 from shoal._core.transport.addresses import TcpAddress, parse_address
+from shoal._core.transport.authority import Authority
 from shoal._core.transport.handover import TICKET_BYTES, Handover, fetch
 from shoal._core.transport.port import Port, dial
 from shoal._core.transport.preamble import SELF, TARGET_BYTES, Answer, encode_preamble
+from shoal._core.transport.stream import SocketConnection
 from shoal._core.transport.trust import Tokens, Trust
 from shoal._core.wire import messages as wire
+from tests.unit.certificates import member
 
 TOKENS = Tokens(b"t" * 32)
 WORKER = b"w" * TARGET_BYTES
@@ -254,5 +257,21 @@ def test_a_ticket_is_good_once_and_only_for_a_while(run: Run, tmp_path: Path, mo
         assert kept.recv(1) == b""
         for sock in (ours, late, kept):
             sock.close()
+
+    run(main)
+
+
+def test_who_listens_at_all_addresses_is_reached_by_both_kinds(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        transport = SocketTransport(loop, member(tmp_path / "node", Authority.create(), TOKENS))
+        listener = await transport.listen("tcp:[::]:0", answering)
+        number = address_of(listener).port
+        for host in ("127.0.0.1", "[::1]", "localhost"):
+            connection = await transport.connect(f"tcp:{host}:{number}", lambda c, m: None)
+            await ping(connection)
+            assert type(connection) is SocketConnection, "it does not leave the machine"
+            await closed(connection)
+        listener.close()
 
     run(main)

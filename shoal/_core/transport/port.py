@@ -202,9 +202,12 @@ async def dial(loop: asyncio.AbstractEventLoop, where: TcpAddress, target: bytes
     return sock
 
 
-def leaves_machine(address: tuple[Any, ...]) -> bool:
-    """Whether a TCP connection with this address of the server on it is one between machines: those are encrypted, always."""
-    return not is_loopback(address[0])
+def leaves_machine(address: Any) -> bool:
+    """Whether a connection with this address of the server on it is one between machines: those are encrypted, always.
+
+    ``address``: a tuple for TCP, a string for a Unix socket, as of ``getsockname``.
+    """
+    return isinstance(address, tuple) and not is_loopback(address[0])
 
 
 async def _connect(loop: asyncio.AbstractEventLoop, where: TcpAddress) -> socket.socket:
