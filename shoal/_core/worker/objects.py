@@ -35,6 +35,7 @@ from shoal._core.wire.messages import (
     Value,
 )
 
+from .copies import Copies
 from .entries import FAILED, PENDING, STORED, BorrowedEntry, Entry, Stored, data_of
 from .ownership import Ownership
 from .waiting import GetOperation, Operation, WaitOperation
@@ -56,6 +57,7 @@ class Objects:
     def __init__(self, core: Core) -> None:
         self.core = core
         self.own = Ownership(core.me, self)
+        self.copies = Copies()
         #: Operations of blocked user threads.
         self.operations: list[Operation] = []
         self._completed: deque[Entry] = deque()
@@ -72,6 +74,11 @@ class Objects:
     # --- effects of the ownership table --------------------------------------------------------------------
 
     def free_stored(self, object_id: bytes, node_id: bytes) -> None:
+        self.copies.forget(object_id)
+        self.free_copy(object_id, node_id)
+
+    def free_copy(self, object_id: bytes, node_id: bytes) -> None:
+        """What lies on this node is not the primary copy (any more), and not needed."""
         self._freed.setdefault(node_id, []).append(object_id)
 
     def remove_borrower(self, object_id: bytes, owner: Address, count: int) -> None:
@@ -405,6 +412,7 @@ class Objects:
                 return
             error = done.exception()
             if error is None and done.result()[0] is not None:
+                self.told(entry, self.core.me.node_id)
                 then(done.result()[0])
                 return
             if isinstance(error, RequestFailed):
@@ -427,6 +435,11 @@ class Objects:
         future = self.core.store.pin([entry.object_id], [stored])
         future.add_done_callback(pinned)
         return future
+
+    def told(self, entry: Entry, node_id: bytes) -> None:
+        """A process of this node reads a stored value, or is about to."""
+        if entry.kind == STORED and not isinstance(entry, BorrowedEntry):
+            self.copies.told(entry.object_id, entry.data.node_id, node_id)
 
     def prefetch(self, object_ids: list[bytes]) -> None:
         """Have the values that lie on other nodes brought to this one, which keeps them for as long as it has room. Nobody waits for it."""
@@ -484,6 +497,7 @@ class Objects:
         value = Value(entry.kind)
         if entry.kind == STORED:
             value.node_id, value.nbytes = entry.data
+            self.told(entry, message.borrower.node_id)
         else:
             value.data = entry.data
 
