@@ -7,6 +7,7 @@ import contextlib
 import random
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from shoal._base.settings import Settings
@@ -37,18 +38,24 @@ class Wire:
         self.gate.set()
         #: Bytes from the source until the connection is cut, for each connection to come; None: never.
         self.limits: list[int | None] = [] if limit is None else [limit]
+        #: Called before a connection is cut.
+        self.on_cut: Callable[[], object] = lambda: None
         self.connections = 0
         self.passed = 0
 
     def between(self) -> tuple[socket.socket, socket.socket]:
         """Return (the puller's end, the source's end)."""
+        source, far = socket.socketpair()
+        return self.before(far), source
+
+    def before(self, far: socket.socket) -> socket.socket:
+        """Stand before a connection to a source; return the puller's end."""
         self.connections += 1
         limit = self.limits.pop(0) if self.limits else None
         puller, near = socket.socketpair()
-        source, far = socket.socketpair()
         threading.Thread(target=self._copy, args=(near, far, None, False), daemon=True).start()
         threading.Thread(target=self._copy, args=(far, near, limit, True), daemon=True).start()
-        return puller, source
+        return puller
 
     def _copy(self, here: socket.socket, there: socket.socket, limit: int | None, gated: bool) -> None:
         passed = 0
@@ -61,6 +68,7 @@ class Wire:
                 passed += len(data)
                 self.passed += len(data) * gated
                 if limit is not None and passed >= limit:
+                    self.on_cut()
                     break
         except OSError:
             pass
@@ -80,8 +88,8 @@ class Node:
         self.store = inner.store
         loop = asyncio.get_running_loop()
         client = inside_client(loop, self.store, inner.arena, "other nodes")
-        self.pulling = Pulling(loop, self.store, client, inner.arena, self.node_id, self._open, TRUST)
-        self.serving = Serving(loop, self.store, client, inner.arena, self.pulling, TRUST)
+        self.pulling = Pulling(loop, self.store, client, inner.arena, self.node_id, self._open, cluster.trust)
+        self.serving = Serving(loop, self.store, client, inner.arena, self.pulling, cluster.trust)
         self.store.puller = self.pulling
         self.store.on_freed = lambda object_ids: cluster.freed(self, object_ids)
 
@@ -126,7 +134,8 @@ class Node:
 class Cluster:
     """Use as an async context manager. ``wires[puller, source]``: made at the first use."""
 
-    def __init__(self, tmp_path, count: int, nbytes: int = 32 * MIB, **options) -> None:
+    def __init__(self, tmp_path, count: int, nbytes: int = 32 * MIB, trust: Trust = TRUST, **options) -> None:
+        self.trust = trust
         self._tmp_path = tmp_path
         self._count = count
         self._nbytes = nbytes

@@ -128,6 +128,7 @@ class NodeAgent:
             wire.FlushLogs: self._on_flush_logs,
             wire.JobFinished: self._on_job_finished,
             wire.AdoptObjects: self.adopted.adopt,
+            wire.PromoteCopy: self._on_promote,
             wire.GetObject: self.adopted.handle,
             wire.AddBorrower: self.adopted.handle,
             wire.RemoveBorrower: self.adopted.handle,
@@ -391,6 +392,12 @@ class NodeAgent:
             process.finished = process.unfinished and not message.unfinished
             process.cause, process.unfinished = message.cause, message.unfinished
             self.pool.ending(process.address.worker_id)
+
+    def _on_promote(self, connection: Peer, message: wire.PromoteCopy) -> None:
+        if self._store.promote(message.object_id, message.owner, message.refs):
+            connection.send(wire.Ack(message.rid))
+        else:
+            connection.fail(message.rid, "ObjectLostError", "No complete copy is here.")
 
     def _on_kill(self, connection: Peer, message: wire.KillProcess) -> None:
         self.kill_worker(message.worker_id, message.cause)

@@ -116,6 +116,12 @@ class Admission(Generic[K]):
         self._spills_running -= 1
         self.policy.not_cleaned(keys)
 
+    def needs_no_disk(self) -> bool:
+        """Whether all that wait have room at once, so that nobody need ask whether the disk takes more."""
+        if self._pressed or len(self._queue) > 1:
+            return False
+        return all(self.allocator.has_range(request.nbytes) for request in self._queue)
+
     def needs_disk(self, nbytes: int) -> bool:
         """Whether room for this could be made only if the disk took more than it does."""
         need = round_up(nbytes)

@@ -66,6 +66,10 @@ class Allocator:
         self.high_water_bytes = max(self.high_water_bytes, start + need)
         return start
 
+    def has_range(self, nbytes: int) -> bool:
+        """Whether ``allocate`` would hand out a range of this size."""
+        return bool(self._free_by_size) and self._free_by_size[-1][0] >= round_up(nbytes)
+
     def free(self, offset: int) -> None:
         """Take a range back."""
         size = self._used.pop(offset)

@@ -270,6 +270,15 @@ class ObjectStore:
         if primaries and self.on_freed is not None:
             self.on_freed(primaries)
 
+    def promote(self, object_id: bytes, owner: Address, refs: list[ObjectRefInfo]) -> bool:
+        """Make the copy that is here the primary copy, which stays until it is freed. False: there is none, or it is not complete."""
+        entry = self._residence.objects.get(object_id)
+        if entry is None or not entry.sealed:
+            return False
+        if entry.is_copy:
+            self._residence.promote(entry, owner, refs)
+        return True
+
     def contains(self, object_id: bytes) -> bool:
         """Whether the object is sealed and can be read."""
         entry = self._residence.objects.get(object_id)

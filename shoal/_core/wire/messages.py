@@ -457,6 +457,15 @@ class AdoptObjects(Message, tag=38):
     objects: list[OwnedObject]
 
 
+class PromoteCopy(Message, tag=39):
+    """An owner to the agent of a node that may have a copy: the primary copy is gone, yours is it from now on. Acked if it is complete."""
+
+    rid: int
+    object_id: bytes
+    owner: Address
+    refs: list[ObjectRefInfo] = []
+
+
 # --- borrower <-> owner --------------------------------------------------------------------------------------------------------
 
 
@@ -1003,6 +1012,7 @@ AnyMessage = (
     | Dial | SocketReady | TakeSocket | LeaseSpilled | NodesChanged
     | RequestLease | LeaseGranted | ReturnLease | LeaseWanted | WorkerDied | WorkerBlocked | WorkerUnblocked | LeaseInfeasible
     | CreateObject | ObjectCreated | SealObject | AbortObject | PinObjects | ObjectsPinned | UnpinObjects | FreeObjects | AdoptObjects
+    | PromoteCopy
     | GetObject | ObjectValue | AddBorrower | RemoveBorrower | ReportLost | PinForever
     | DefineTemplate | BeginLease | PushTask | TaskDone | GeneratorItem | GeneratorConsumed | HandBack | AskHandBack | CancelTask
     | RegisterJob | JobRegistered | GetJob | JobInfo | JobFinished | PutFunction | GetFunction | FunctionBlob

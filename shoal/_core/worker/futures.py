@@ -80,10 +80,10 @@ class Futures:
         def done(entry: Entry, _arg: Any) -> None:
             if entry.kind == STORED:
                 self._core.objects.pin(
-                    entry,
-                    lambda place: deliver((future, entry, place, ref)),
+                    [entry],
+                    lambda entry, place: deliver((future, entry, place, ref)),
                     lambda error: deliver((future, entry, _Refusal(error), ref)),
-                    lost=lambda: self._core.objects.when_done(entry, done, None),
+                    lost=lambda entry: self._core.objects.when_done(entry, done, None),
                 )
             else:
                 deliver((future, entry, None, ref))

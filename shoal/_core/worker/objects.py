@@ -35,6 +35,7 @@ from shoal._core.wire.messages import (
     Value,
 )
 
+from .copies import Copies
 from .entries import FAILED, PENDING, STORED, BorrowedEntry, Entry, Stored, data_of
 from .ownership import Ownership
 from .waiting import GetOperation, Operation, WaitOperation
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 #: Refusal of a read by a process that leaves: the node agent has the object.
 OWNER_LEFT = "OwnerLeft"
+#: Values that a ``get`` of many makes readable with one request: half of the time of a request for each.
+PINNED_TOGETHER = 64
 #: Urgencies of PinObjects.
 ARGUMENT, AHEAD = 1, 2
 #: Seconds after the end of a borrower until its registrations are dropped.
@@ -56,6 +59,7 @@ class Objects:
     def __init__(self, core: Core) -> None:
         self.core = core
         self.own = Ownership(core.me, self)
+        self.copies = Copies()
         #: Operations of blocked user threads.
         self.operations: list[Operation] = []
         self._completed: deque[Entry] = deque()
@@ -72,6 +76,11 @@ class Objects:
     # --- effects of the ownership table --------------------------------------------------------------------
 
     def free_stored(self, object_id: bytes, node_id: bytes) -> None:
+        self.copies.forget(object_id)
+        self.free_copy(object_id, node_id)
+
+    def free_copy(self, object_id: bytes, node_id: bytes) -> None:
+        """What lies on this node is not the primary copy (any more), and not needed."""
         self._freed.setdefault(node_id, []).append(object_id)
 
     def remove_borrower(self, object_id: bytes, owner: Address, count: int) -> None:
@@ -349,8 +358,7 @@ class Objects:
             self.operations.remove(operation)
         operation.abandoned = True
         if isinstance(operation, GetOperation):
-            pins, operation.pins = operation.pins, {}
-            for future in pins.values():
+            for future in list(operation.pins):
                 future.cancel()
             for object_id in operation.places:
                 self.core.store.unpin(object_id)
@@ -364,7 +372,7 @@ class Objects:
                 operation.arrived(entry)
             if entry not in operation.unfinished:
                 if entry.kind == STORED:  # lost, and computed again
-                    self._pin_for(operation, entry)
+                    self._pin_for(operation, [entry])
             else:
                 operation.unfinished.pop(entry, None)
                 if not operation.unfinished:
@@ -373,64 +381,72 @@ class Objects:
     def _pin_all(self, operation: GetOperation) -> None:
         """Everything is computed: make it readable. Not before, because a pinned value cannot make room for one that is still to come."""
         if not operation.fired:
-            for entry in [one for one in operation.pending if one.kind == STORED]:
-                self._pin_for(operation, entry)
+            stored = [entry for entry in operation.pending if entry.kind == STORED]
+            for start in range(0, len(stored), PINNED_TOGETHER):
+                self._pin_for(operation, stored[start : start + PINNED_TOGETHER])
 
-    def _pin_for(self, operation: GetOperation, entry: Entry) -> None:
-        operation.pins[entry] = self.pin(
-            entry, lambda place: self._pinned(operation, entry, place), lambda error: self._refused(operation, entry, error)
-        )
+    def _pin_for(self, operation: GetOperation, entries: list[Entry]) -> None:
+        future = self.pin(entries, partial(self._pinned, operation), operation.refused)
+        operation.pins.add(future)
+        future.add_done_callback(operation.pins.discard)
 
     def _pinned(self, operation: GetOperation, entry: Entry, place: Any) -> None:
-        operation.pins.pop(entry, None)
         if operation.fired or operation.abandoned:
             self.core.store.unpin(entry.object_id)
             return
         operation.places[entry.object_id] = place
         operation.arrived(entry)
 
-    def _refused(self, operation: GetOperation, entry: Entry, error: bytes) -> None:
-        operation.pins.pop(entry, None)
-        operation.refused(error)
-
     def pin(
-        self, entry: Entry, then: Callable[[Any], None], refused: Callable[[bytes], None], lost: Callable[[], None] | None = None
+        self,
+        entries: list[Entry],
+        then: Callable[[Entry, Any], None],
+        refused: Callable[[bytes], None],
+        lost: Callable[[Entry], None] | None = None,
     ) -> asyncio.Future[Any]:
-        """Make a stored value readable here, then call ``then(place)``. Cancel the future to give up.
+        """Make stored values readable here, then call ``then(entry, place)`` for each. Cancel the future to give up.
 
         Args:
-            refused: gets a serialized error: this node has no room for a copy; the value is where it was.
-            lost: called instead when the value is gone: it is being recovered, and completes again, or has failed.
+            refused: gets a serialized error instead: this node has no room for a copy; the values are where they were.
+            lost: called instead for a value that is gone: it is being recovered, and completes again, or has failed.
         """
-        stored: Stored = entry.data
+        told: list[Stored] = [entry.data for entry in entries]
 
         def pinned(done: asyncio.Future[Any]) -> None:
-            if done.cancelled():
-                return
-            error = done.exception()
-            if error is None and done.result()[0] is not None:
-                then(done.result()[0])
+            error = None if done.cancelled() else done.exception()
+            if done.cancelled() or (error is not None and self.core.closing):
                 return
             if isinstance(error, RequestFailed):
-                refused(error_bytes(error, entry))
+                refused(error_bytes(error, entries[0]))
                 return
-            if error is None and entry.kind == STORED and entry.data != stored:
-                self.pin(entry, then, refused, lost)
-                return
-            if error is None:
-                self.lost(entry, stored.node_id)
-            elif not self.core.closing:  # the head has ended, and the value with it
-                self.own.reset(entry)
-                self.complete(entry, FAILED, serialize_system_error(self.core.head_ended()))
-            else:
-                return
-            if lost is not None:
-                lost()
+            again: list[Entry] = []
+            for entry, stored, place in zip(entries, told, [None] * len(entries) if error else done.result(), strict=True):
+                if place is not None:
+                    self.told(entry, self.core.me.node_id)
+                    then(entry, place)
+                    continue
+                if error is None and entry.kind == STORED and entry.data != stored:  # it lies elsewhere by now
+                    again.append(entry)
+                    continue
+                if error is None:
+                    self.lost(entry, stored.node_id)
+                elif entry.kind == STORED:  # the head has ended, and the value with it
+                    self.own.reset(entry)
+                    self.complete(entry, FAILED, serialize_system_error(self.core.head_ended()))
+                if lost is not None:
+                    lost(entry)
+            if again:
+                self.pin(again, then, refused, lost)
             self.core.flush()
 
-        future = self.core.store.pin([entry.object_id], [stored])
+        future = self.core.store.pin([entry.object_id for entry in entries], told)
         future.add_done_callback(pinned)
         return future
+
+    def told(self, entry: Entry, node_id: bytes) -> None:
+        """A process of this node reads a stored value, or is about to."""
+        if entry.kind == STORED and not isinstance(entry, BorrowedEntry):
+            self.copies.told(entry.object_id, entry.data.node_id, node_id)
 
     def prefetch(self, object_ids: list[bytes]) -> None:
         """Have the values that lie on other nodes brought to this one, which keeps them for as long as it has room. Nobody waits for it."""
@@ -488,6 +504,7 @@ class Objects:
         value = Value(entry.kind)
         if entry.kind == STORED:
             value.node_id, value.nbytes = entry.data
+            self.told(entry, message.borrower.node_id)
         else:
             value.data = entry.data
 

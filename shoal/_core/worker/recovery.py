@@ -1,19 +1,21 @@
-"""Lost objects are computed again, from the lineage that their owner kept. I/O thread only.
+"""Lost objects are looked for on other nodes, then computed again from the lineage that their owner kept. I/O thread only.
 
-object lost -> recover -> the task is submitted again, its arguments first
+object lost -> recover -> a node has a copy: that is the primary copy now
+                       -> the task is submitted again, its arguments first
                        -> ObjectReconstructionFailedError, with the reason
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any
 
 from shoal import exceptions
 from shoal._base.ids import NODE_BYTES
 from shoal._core.serialization import serialize_system_error
-from shoal._core.wire.messages import FAILED, Value
+from shoal._core.wire.messages import FAILED, PromoteCopy, Value
 
-from .entries import PENDING, RELEASED, BorrowedEntry, Entry
+from .entries import PENDING, RELEASED, STORED, BorrowedEntry, Entry, Stored
 from .lineage import Lineage
 from .records import FINISHED, WAITING, TaskRecord
 
@@ -47,6 +49,52 @@ class Recovery:
         self._resubmit_now(record)
 
     def recover(self, entry: Entry) -> None:
+        """Find another copy of a lost object, or compute it again."""
+        is_ours = entry.kind == STORED and not isinstance(entry, BorrowedEntry)
+        nodes = self.core.objects.copies.take(entry.object_id, entry.data.node_id) if is_ours else []
+        if nodes:
+            stored, inner = entry.data, entry.inner
+            entry.inner = None  # they live on
+            self.core.objects.own.reset(entry)
+            self._promote(entry, stored, inner, nodes)
+        else:
+            self._compute(entry)
+
+    def _promote(self, entry: Entry, stored: Stored, inner: list[Entry] | None, nodes: list[bytes]) -> None:
+        """Ask the nodes one after the other whether they have a complete copy."""
+        node_id, *others = nodes
+        objects = self.core.objects
+
+        def answered(done: asyncio.Future[Any]) -> None:
+            if self.core.closing:
+                return
+            is_there = not done.cancelled() and done.exception() is None
+            if entry.kind != PENDING:  # its task has run again meanwhile, for the sake of another of its results
+                for held in inner or ():
+                    objects.own.unpin(held)
+                if is_there and not (entry.kind == STORED and entry.data.node_id == node_id):
+                    objects.free_copy(entry.object_id, node_id)
+            elif is_there:
+                self.core.note(f"Object {entry.object_id.hex()} was lost with its node; a copy of another node is used.")
+                objects.complete(entry, STORED, Stored(node_id, stored.nbytes), inner)
+                for other in others:
+                    objects.told(entry, other)
+                # If that node has not died but is out of reach for some.
+                objects.free_copy(entry.object_id, stored.node_id)
+            elif others:
+                self._promote(entry, stored, inner, others)
+            else:
+                entry.kind, entry.data, entry.inner = STORED, stored, inner
+                if entry.count > 0 or entry.borrowers is not None:
+                    self._compute(entry)
+                else:  # nobody needs it any more
+                    objects.own.settle(entry)
+            self.core.flush()
+
+        request = PromoteCopy(0, entry.object_id, self.core.me, objects.infos(inner or ()))
+        self.core.agents.get(node_id).request(request).add_done_callback(answered)
+
+    def _compute(self, entry: Entry) -> None:
         """Compute a lost object again, and before it whatever it needs that is lost too. Iterative."""
         todo, again = [entry], []
         while todo:

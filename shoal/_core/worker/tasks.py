@@ -88,6 +88,8 @@ class Tasks:
         message = wire_message(peer.template_index(record.template), record)
         if record.deps:
             message.deps = [dep_of(entry, self.core.me) for entry in record.deps]
+            for entry in record.deps:
+                self.core.objects.told(entry, peer.address.node_id)
             message.stored_args = record.stored_args
         return message
 

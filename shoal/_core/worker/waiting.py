@@ -57,7 +57,7 @@ class GetOperation(Operation):
         #: object id -> place in the arena, pinned for this operation.
         self.places: dict[bytes, object] = {}
         #: What is being made readable; cancelled when the thread gives up.
-        self.pins: dict[Entry, Future[Any]] = {}
+        self.pins: set[Future[Any]] = set()
         #: Serialized error: this node has no room for one of them.
         self.refusal = b""
 
