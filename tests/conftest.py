@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
 
 
+def end_run(signum, _frame):
+    """SIGTERM ends the run. With the handler of a session it would end a test, and the run would go on."""
+    pytest.exit(f"ended by signal {signum}", returncode=128 + signum)
+
+
 def pytest_configure(config):
+    signal.signal(signal.SIGTERM, end_run)
+    os.register_at_fork(
+        after_in_child=lambda: signal.getsignal(signal.SIGTERM) is end_run and signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    )
     for name in ("SHOAL_ADDRESS", "RAY_ADDRESS", "SHOAL_AUTH_TOKEN", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         os.environ.pop(name, None)
     config.shoal_dir = tempfile.mkdtemp(prefix="shoal-t-", dir="/tmp")  # short: socket paths have 107 bytes
