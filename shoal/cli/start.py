@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -100,18 +101,18 @@ def _join(address: str, given: dict[str, Any]) -> SessionRecord:
 
 
 def _check_free(ip: str, port: int) -> None:
-    """Say it here if the port is taken: the control store's own error would come with its traceback."""
-    if not port:
-        return
+    """Say it here if the port is taken or the address is another machine's, with what to do about it."""
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((ip, port))
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise OSError(f"{ip} is no address of this machine. Give one that is as --node-ip-address.") from None
             raise OSError(
                 f"The control store cannot listen on {ip}:{port}: {error.strerror}. Another cluster may run there ('shoal status'); give "
-                "another --port, or 0 for a free one, or an address of this machine as --node-ip-address."
+                "another --port, or 0 for a free one."
             ) from None
 
 

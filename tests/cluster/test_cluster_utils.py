@@ -181,3 +181,22 @@ if sys.argv[1] == "kill":
         for way, status in (("end", 0), ("kill", -9)):
             done = subprocess.run([sys.executable, "-c", program, way], capture_output=True, text=True, timeout=60)
             assert (done.stdout, done.returncode) == ("up\n", status), done.stderr
+
+
+OTHER_PYTHON = """
+import importlib.util, sys
+spec = importlib.util.find_spec("shoal")
+spec = importlib.util.spec_from_file_location("shoal._base.version", spec.submodule_search_locations[0] + "/_base/version.py")
+version = sys.modules["shoal._base.version"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(version)
+version.RELEASE = version.__version__ + " 3.99"
+import shoal
+shoal.init({address!r})
+"""
+
+
+def test_a_driver_of_another_release_is_told_so(cluster):
+    command = [sys.executable, "-c", OTHER_PYTHON.format(address=cluster.address)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "ConnectionError: This driver cannot join the cluster. It runs Python 3.99" in done.stderr

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -37,11 +38,14 @@ def ctrl_c_is_heard():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_directory():
-    """Sessions of these tests lie apart from all others: nobody else cleans up after them."""
-    with tempfile.TemporaryDirectory(prefix="shoal-faults-", dir="/tmp") as path, pytest.MonkeyPatch.context() as patch:
+def own_directory(request):
+    """Sessions of these tests lie apart from all others: nobody else cleans up after them. After failures the logs stay."""
+    path = tempfile.mkdtemp(prefix="shoal-faults-", dir="/tmp")
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHOAL_TMPDIR", path)
         yield Path(path)
+    if not request.session.testsfailed:
+        shutil.rmtree(path)
 
 
 _reports = pytest.StashKey()

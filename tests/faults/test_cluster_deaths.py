@@ -24,6 +24,8 @@ pytestmark = pytest.mark.timeout(3600)
 
 NODE = {"num_cpus": 2, "object_store_memory": 100 << 20}
 VICTIMS = ("control store", "node", "head", "template", "worker", "worker", "worker of the driver's node")
+if "SHOAL_VICTIM" in os.environ:  # to hunt one kind
+    VICTIMS = (os.environ["SHOAL_VICTIM"],)
 
 
 class FourNodes:

@@ -249,18 +249,22 @@ def _reinit(ignore: bool) -> RayContext:
 def _connect(joined: SessionRecord, record: JobConfigRecord, settings: Settings, log_to_driver: bool) -> Runtime:
     """Make this process a driver of the session, or of the cluster that this node belongs to."""
     from shoal._core.process.session import open_session
+    from shoal._core.transport import RequestFailed
     from shoal._core.worker.driver import connect_driver
 
-    return connect_driver(
-        agent_address=joined.agent_address,
-        control_address=joined.control_address,
-        session_dir=joined.session_dir,
-        tokens=open_session(joined.session_dir).tokens(),
-        job=record,
-        settings=settings,
-        entrypoint=entrypoint(),
-        log_to_driver=log_to_driver,
-    )
+    try:
+        return connect_driver(
+            agent_address=joined.agent_address,
+            control_address=joined.control_address,
+            session_dir=joined.session_dir,
+            tokens=open_session(joined.session_dir).tokens(),
+            job=record,
+            settings=settings,
+            entrypoint=entrypoint(),
+            log_to_driver=log_to_driver,
+        )
+    except RequestFailed as error:  # the cluster does not take this driver
+        raise ConnectionError(error.message) from None
 
 
 def _address_info(runtime: Runtime, joined: SessionRecord | None) -> dict[str, Any]:

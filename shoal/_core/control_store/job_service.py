@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from shoal._base.version import why_apart
 from shoal._core.transport.connection import Connection
 from shoal._core.wire.messages import (
     Ack,
@@ -103,6 +104,10 @@ class JobService:
             del self._wanted[function_id]
 
     def _register_job(self, session: Session, message: RegisterJob) -> None:
+        apart = why_apart(message.release)
+        if apart:
+            self._core.outbox.fail(session.connection, message.rid, "ConnectionError", f"This driver cannot join the cluster. {apart}")
+            return
         row, changes = self._core.jobs.register(message, self._core.clock())
         self._core.perform(changes)
         if not row.running:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from shoal._base.version import why_apart
 from shoal._core.wire.messages import (
     Ack,
     Cause,
@@ -99,6 +100,10 @@ class NodeService:
     def _register(self, session: Session, message: RegisterNode) -> None:
         core, record = self._core, message.node
         node_id = record.node_id
+        apart = why_apart(message.release)
+        if apart:
+            core.outbox.fail(session.connection, message.rid, "ConnectionError", f"This node cannot join the cluster. {apart}")
+            return
         if core.nodes.is_over(node_id, known=message.known):
             text = (
                 f"Node {node_id.hex()} was declared dead, and its work was given to others. It ends what it has and joins under a new id."

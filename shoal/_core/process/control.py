@@ -21,7 +21,7 @@ from shoal._core.control_store.storage import SqliteStorage, TablesDamaged
 from shoal._core.process import session as sessions
 from shoal._core.process.ending import Ending
 from shoal._core.process.membership import Membership, reception
-from shoal._core.process.options import ControlOptions, HeadReady, receive_frame, send_frame
+from shoal._core.process.options import ControlOptions, HeadReady, describe_failure, receive_frame, send_frame
 from shoal._core.process.serving import new_loop
 from shoal._core.transport.addresses import announced
 from shoal._core.transport.presence import nobody_listens
@@ -40,10 +40,10 @@ def main(argument: str) -> NoReturn:
         asyncio.set_event_loop(loop)
         loop.run_until_complete(_serve(loop, options, lifeline, sessions.open_session(session_dir)))
     except BaseException as error:
-        text = str(error) if isinstance(error, SystemExit) else traceback.format_exc()
-        print(text, file=sys.stderr, flush=True)
+        traceback.print_exc()
+        sys.stderr.flush()
         try:
-            send_frame(lifeline, HeadReady(error=text))
+            send_frame(lifeline, HeadReady(error=describe_failure(error)))
         except OSError as error:
             print(f"Nobody is there to be told: {error}", file=sys.stderr, flush=True)
         os._exit(1)

@@ -26,7 +26,7 @@ from shoal._base.process_title import set_title
 from shoal._core.object_store.arena import Arena
 from shoal._core.process import bootstrap, resources, template
 from shoal._core.process import session as sessions
-from shoal._core.process.options import HeadOptions, HeadReady, receive_frame, send_frame
+from shoal._core.process.options import HeadOptions, HeadReady, describe_failure, receive_frame, send_frame
 from shoal._core.transport import sockets  # noqa: F401  shared, too
 
 
@@ -43,11 +43,11 @@ def main(argument: str) -> NoReturn:
             head = Head(receive_frame(options, HeadOptions), lifeline)
         if head.run():
             head.start_anew()
-    except BaseException:
-        text = traceback.format_exc()
-        print(text, file=sys.stderr, flush=True)
+    except BaseException as error:
+        traceback.print_exc()
+        sys.stderr.flush()
         try:
-            send_frame(lifeline, HeadReady(error=text))
+            send_frame(lifeline, HeadReady(error=describe_failure(error)))
         except OSError:  # the driver was killed before it sent its options: nobody else is left to remove the files
             sessions.open_session(session_dir).remove()
         os._exit(1)

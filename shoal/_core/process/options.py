@@ -7,11 +7,13 @@ head that the driver wants it gone, or is gone; its other end closes when head *
 from __future__ import annotations
 
 import socket
+import traceback
 from typing import TypeVar
 
 import msgspec
 
 from shoal._base.settings import Settings
+from shoal._core.transport.errors import RequestFailed
 
 _T = TypeVar("_T")
 
@@ -78,6 +80,15 @@ class HeadReady(msgspec.Struct):
     error: str = ""
     #: Where other nodes reach this one.
     endpoint: str = ""
+
+
+def describe_failure(error: BaseException) -> str:
+    """Return what whoever asked for the process is told: the message, if it is one for users, else the traceback, as for a bug."""
+    if isinstance(error, RequestFailed):
+        return error.message
+    if isinstance(error, OSError | ValueError | ImportError | SystemExit) and str(error):
+        return str(error)
+    return "".join(traceback.format_exception(error))
 
 
 def send_frame(sock: socket.socket, value: object) -> None:

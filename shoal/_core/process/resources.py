@@ -37,6 +37,8 @@ def plan(options: HeadOptions) -> NodePlan:
         store = max(STORE_LEAST_BYTES, min(int(memory.total_bytes * settings.store_share), settings.store_most_bytes))
     elif store < STORE_LEAST_BYTES:
         raise ValueError(f"object_store_memory is {store} bytes; the smallest object store is {STORE_LEAST_BYTES} bytes (75 MiB).")
+    elif store > memory.total_bytes:
+        raise ValueError(f"object_store_memory is {store} bytes; all of the memory that this node may use is {memory.total_bytes} bytes.")
     store -= store % _PAGE
     rest = options.memory_bytes if options.memory_bytes is not None else max(memory.total_bytes - memory.used_bytes - store, 0)
     gpus = options.num_gpus if options.num_gpus is not None else float(len(find_gpus().ids))

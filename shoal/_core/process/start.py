@@ -155,7 +155,7 @@ def _start(
         if not ready.error:
             ours.settimeout(None)
             return HeadProcess(ready, process, ours, session)
-        problem = f"it failed:\n{ready.error.strip()}"
+        problem = f"it failed:\n{text}" if "\n" in (text := ready.error.strip()) else text
     except TimeoutError:
         problem = f"it was not ready within {options.settings.start_timeout_s:g} s (SHOAL_START_TIMEOUT_S).\n{_tail(session)}"
     except OSError:

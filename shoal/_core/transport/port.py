@@ -247,9 +247,9 @@ def _listen(where: TcpAddress) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind((where.host, where.port))
         sock.listen(_BACKLOG)
-    except BaseException:
+    except OSError as error:
         sock.close()
-        raise
+        raise OSError(error.errno, f"cannot listen on {where}: {error.strerror}") from None
     return sock
 
 

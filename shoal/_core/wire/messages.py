@@ -23,6 +23,8 @@ from typing import Any
 
 import msgspec
 
+from shoal._base.version import RELEASE
+
 
 class Message(msgspec.Struct, array_like=True, gc=False):
     """Base of all messages. ``gc=False``: messages are trees, so the cycle collector need not visit them."""
@@ -594,7 +596,7 @@ class CancelTask(Message, tag=68):
 
 
 class RegisterJob(Message, tag=80):
-    """The same driver again gets the same job again, or Failed if that job is over."""
+    """The same driver again gets the same job again, or Failed if that job is over, or its release and the cluster's do not go together."""
 
     rid: int
     driver: Address
@@ -602,6 +604,7 @@ class RegisterJob(Message, tag=80):
     namespace: str
     entrypoint: str
     config: JobConfigRecord
+    release: str = RELEASE
 
 
 class JobConfigRecord(msgspec.Struct, array_like=True):
@@ -712,7 +715,10 @@ class NodeRecord(msgspec.Struct, array_like=True):
 
 
 class RegisterNode(Message, tag=94):
-    """Acked. Failed("NodeDiedError"): the node was declared dead; it ends what it has and joins under a new id."""
+    """Acked. Failed("NodeDiedError"): the node was declared dead; it ends what it has and joins under a new id.
+
+    Failed("ConnectionError"): its release and the cluster's do not go together.
+    """
 
     rid: int
     node: NodeRecord
@@ -722,6 +728,7 @@ class RegisterNode(Message, tag=94):
     actors: list[tuple[bytes, int]] = []
     groups: dict[bytes, list[int]] = {}
     jobs: list[bytes] = []
+    release: str = RELEASE
 
 
 class NodeResources(Message, tag=95):
