@@ -6,6 +6,7 @@
 #   _core/api                       what stands behind the names here: options and their checks, handles, init, local mode
 #   _core/worker                    the runtime in drivers and workers: ownership, submission, execution
 #   _core/node_agent, control_store, object_store, process     the head: leases and workers, the cluster's truth, shared memory, forking
+#   _core/control_link              how all others reach the control store, across its restarts
 #   _core/transport, serialization, scheduling, wire           connections, pickling, resources, messages (the protocol)
 #   _base                           identifiers, references, settings: standard library only; knows nothing of the rest
 """Run Python functions and classes on many processes, with the API of Ray.

@@ -35,14 +35,23 @@ class Nodes:
     settings: Settings
     token: bytes
 
-    def add(self, num_cpus: int = 2, *, labels: dict[str, str] | None = None, keep_control: bool = False, **resources: float) -> str:
-        """Start one more node; return its id."""
+    def add(
+        self,
+        num_cpus: int = 2,
+        *,
+        labels: dict[str, str] | None = None,
+        keep_control: bool = False,
+        composition: str = "",
+        **resources: float,
+    ) -> str:
+        """Start one more node; return its id. ``composition``: what makes its parts, in the place of the usual."""
         options = HeadOptions(
             num_cpus=num_cpus, num_gpus=0, resources={f"n{len(self.nodes)}": 1, **resources}, labels=labels or {},
             object_store_bytes=STORE_BYTES, settings=self.settings,
             control_address=self.control.ready.control_address, listen="tcp:127.0.0.1:0",
             control_session_dir=self.control.ready.session_dir if keep_control else "", is_head=not self.nodes,
         )  # fmt: skip
+        options.composition = composition or options.composition
         self.nodes.append(start_head(options, self.token))
         return self.id_of(len(self.nodes) - 1)
 

@@ -58,6 +58,18 @@ def test_work_goes_on_without_a_control_store_and_waits_for_it_where_it_must():
         assert set(shoal.util.list_named_actors()) == {"it", "later"}
 
 
+def test_a_drivers_requests_give_up_after_a_while_and_the_driver_goes_on():
+    with many_nodes(1, control_store_timeout_s=1.0) as nodes:
+        actor = Counting.options(name="it").remote()
+        assert shoal.get(actor.add.remote(), timeout=30)[0] == 1
+        nodes.kill_control()
+        with pytest.raises(shoal.exceptions.RaySystemError, match="could not be reached for 1 s"):
+            shoal.get_actor("it")
+        assert shoal.get(actor.add.remote(), timeout=30)[0] == 2
+        nodes.restart_control()
+        assert shoal.get(shoal.get_actor("it").add.remote(), timeout=30)[0] == 3
+
+
 def test_a_control_store_that_died_is_started_again_by_the_node_beside_it():
     with many_nodes(2, keep_control=True) as nodes:
         actor = Counting.options(name="it", **nodes.on(1)).remote()

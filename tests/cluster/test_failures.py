@@ -398,7 +398,8 @@ def test_the_end_of_one_connection_to_the_head_ends_the_session(cluster, half, t
 
     waiting = wait_for_file.remote(tmp_path / "never")
     core = holder.current().core
-    core.loop.call_soon_threadsafe(getattr(core, half)._transport.write, b"\xff" * 64)
+    connection = core.agent if half == "agent" else core.control_store._connection
+    core.loop.call_soon_threadsafe(connection._transport.write, b"\xff" * 64)
     with pytest.raises(exceptions.LocalRayletDiedError, match=r"shoal\.init\(\)"):
         shoal.get(waiting, timeout=20)
     for use in (lambda: shoal.get(run_and_die.remote(tmp_path / "no", 0), timeout=20), lambda: shoal.put(bytes(MIB))):

@@ -14,6 +14,7 @@ from shoal.testing import wait_for
 from shoal.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 from tests.cluster.nodes import many_nodes
+from tests.cluster.slow_node import BUSY_S
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
@@ -233,6 +234,15 @@ def test_a_node_that_stood_still_for_too_long_is_another_node_afterwards():
         assert shoal.get(moves.where.remote(), timeout=30) == elsewhere
         fresh = shoal.get(Place.options(**nodes.on(1)).remote().where.remote(), timeout=30)
         assert fresh[0] not in (old, nodes.id_of(0), nodes.id_of(2))
+
+
+def test_a_node_that_is_only_slow_is_not_declared_dead():
+    with many_nodes(1, node_timeout_s=1.5) as nodes:
+        slow = nodes.add(composition="tests.cluster.slow_node:compose")
+        until = time.monotonic() + BUSY_S + 2.0  # it is busy for thrice the time after which silence is death
+        wait_for(lambda: slow not in nodes.living() or time.monotonic() > until, 60, "the end of its standstill")
+        assert slow in nodes.living()
+        assert shoal.get(Place.options(**nodes.on(1)).remote().where.remote(), timeout=PATIENCE_S)[0] == slow
 
 
 @shoal.remote

@@ -17,8 +17,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from shoal._core.transport import Connection, ConnectionLost, OnClose, OnMessage, RequestFailed
-from shoal._core.wire.messages import Failed, Message
+from shoal._core.wire.messages import Failed, Message, Ping
 
+from .beats import Beats
 from .state import GiveUp, HangUp, Instruction, LinkState, Send
 
 log = logging.getLogger("shoal.control_link")
@@ -83,8 +84,6 @@ class ControlLink:
         self.on_message: Callable[[Any, Message], None] = _ignore
         self.on_close: Callable[[Any], None] | None = None
         self.on_batch_end: Callable[[], None] | None = None
-        #: Connections made after the first.
-        self.returns = 0
         self._loop = loop
         self._dial = dial
         self.greet = greet
@@ -92,6 +91,7 @@ class ControlLink:
         self._on_end = on_end
         self._lasting = lasting
         self._beat_s = beat_s
+        self._beats: Beats | None = None
         self._give_up_s = give_up_s
         self._state = LinkState(client, silence_s=silence_s, beat_s=beat_s, give_up_s=give_up_s, always=always and lasting)
         self._connection: Connection | None = None
@@ -101,6 +101,17 @@ class ControlLink:
         self._welcome: asyncio.Future[Any] | None = None
 
     # --- life ---
+
+    def start_beats(self) -> None:
+        """Beat from a thread when the loop is late. Before ``open``."""
+        self._beats = Beats(self._beat_s, self._beat_now)
+        self._beats.start()
+
+    def _beat_now(self) -> None:
+        """Tell the control store that this process lives, if the loop is not in the middle of sending."""
+        connection = self._connection
+        if connection is not None:
+            connection.send_now(Ping(0))  # nobody waits for the answer
 
     async def open(self, *, patient: bool = False) -> Any:
         """Connect and greet; return the answer to the greeting (None if there is none). Raises what connecting raises, RequestFailed.
@@ -120,6 +131,8 @@ class ControlLink:
         if self.closed:
             return
         self.closed = True
+        if self._beats is not None:
+            self._beats.stop()
         if self._dialling is not None:
             self._dialling.cancel()
         if self._timer is not None:
@@ -169,6 +182,8 @@ class ControlLink:
             self._again()
             return
         self._connection = connection
+        if self._beats is not None:
+            connection.allow_send_now()
         connection.on_batch_end = self.on_batch_end
         if self._lasting:
             self._perform(self._state.connected(self._loop.time()))
@@ -226,7 +241,6 @@ class ControlLink:
                     connection.abort()
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
-        self.returns += 1
         self._use(connection)
 
     def _perform(self, instructions: list[Instruction]) -> None:
@@ -260,6 +274,8 @@ class ControlLink:
 
     def _tick(self) -> None:
         self._timer = None
+        if self._beats is not None:
+            self._beats.on_time()
         self._perform(self._state.tick(self._loop.time()))
 
     def _answered(self, number: int, future: asyncio.Future[Any]) -> None:

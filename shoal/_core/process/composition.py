@@ -152,6 +152,7 @@ class HeadParts:
             always=True,
             on_refused=self._declared_dead,
         )
+        link.start_beats()
         agent.obey(link)
         await link.open(patient=self._options.anew)
 
