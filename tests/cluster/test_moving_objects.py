@@ -15,7 +15,6 @@ from shoal._core.object_store.pulls import CHUNK_BYTES
 from shoal._core.transport.addresses import parse_address
 from shoal._core.transport.port import dial
 from shoal._core.transport.preamble import DATA
-from shoal._core.transport.trust import Tokens, Trust
 from shoal.testing import wait_for
 from tests.cluster.nodes import STORE_BYTES, many_nodes
 from tests.inproc.moving import Cluster, Wire
@@ -126,7 +125,7 @@ def test_a_source_that_is_killed_in_the_middle(tmp_path):
         assert stored.node_id.hex() == nodes.id_of(1)
 
         async def scenario():
-            async with Cluster(tmp_path, 1, trust=Trust(Tokens(nodes.token))) as (puller,):
+            async with Cluster(tmp_path, 1, token=nodes.token) as (puller,):
                 loop = asyncio.get_running_loop()
                 wire = Wire(limit=2 * CHUNK_BYTES)
 

@@ -19,7 +19,7 @@ from shoal._core.transport.trust import Tokens, Trust
 from shoal.testing.in_process_store import InProcessStore
 
 MIB = 1 << 20
-TRUST = Trust(Tokens(b"t" * 32))
+TOKEN = b"t" * 32
 
 
 def object_id(number: int) -> bytes:
@@ -28,6 +28,14 @@ def object_id(number: int) -> bytes:
 
 def pattern(number: int, nbytes: int) -> bytes:
     return random.Random(number).randbytes(nbytes)
+
+
+def connected_pair() -> tuple[socket.socket, socket.socket]:
+    """Return the two ends of a TCP connection within this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    return near, far
 
 
 class Wire:
@@ -45,14 +53,14 @@ class Wire:
 
     def between(self) -> tuple[socket.socket, socket.socket]:
         """Return (the puller's end, the source's end)."""
-        source, far = socket.socketpair()
+        source, far = connected_pair()
         return self.before(far), source
 
     def before(self, far: socket.socket) -> socket.socket:
         """Stand before a connection to a source; return the puller's end."""
         self.connections += 1
         limit = self.limits.pop(0) if self.limits else None
-        puller, near = socket.socketpair()
+        puller, near = connected_pair()
         threading.Thread(target=self._copy, args=(near, far, None, False), daemon=True).start()
         threading.Thread(target=self._copy, args=(far, near, limit, True), daemon=True).start()
         return puller
@@ -134,8 +142,8 @@ class Node:
 class Cluster:
     """Use as an async context manager. ``wires[puller, source]``: made at the first use."""
 
-    def __init__(self, tmp_path, count: int, nbytes: int = 32 * MIB, trust: Trust = TRUST, **options) -> None:
-        self.trust = trust
+    def __init__(self, tmp_path, count: int, nbytes: int = 32 * MIB, token: bytes = TOKEN, **options) -> None:
+        self.trust = Trust(Tokens(token))
         self._tmp_path = tmp_path
         self._count = count
         self._nbytes = nbytes

@@ -89,6 +89,17 @@ def test_a_node_that_is_gone_has_lost_what_was_there(tmp_path):
     run(scenario)
 
 
+def test_a_fault_in_a_thread_that_fetches_keeps_nobody_waiting(tmp_path, caplog):
+    async def scenario():
+        async with Cluster(tmp_path, 2) as (a, b):
+            await a.put(1, 100)
+            b.pulling._trust = None
+            assert await b.read(a, [1], 100) == [None]
+            assert "A thread that fetches objects has failed." in caplog.text
+
+    run(scenario)
+
+
 def test_a_connection_that_is_cut_costs_the_rest_only(tmp_path):
     async def scenario():
         cluster = Cluster(tmp_path, 2)

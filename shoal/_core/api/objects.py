@@ -88,7 +88,8 @@ def wait(
     Args:
         ray_waitables: a list of unique ObjectRefs or ObjectRefGenerators; a generator is ready when its next item, or its end, is there.
         timeout: seconds; None waits for ever.
-        fetch_local: also bring the values to this node.
+        fetch_local: also begin to bring the values of what is ready to this node, behind what others wait for. A later ``get`` finds them
+            here, or on their way; ``wait`` itself does not wait for that.
 
     Returns:
         (ready, rest), both in input order; ``ready`` has at most ``num_returns`` entries.

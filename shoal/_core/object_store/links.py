@@ -6,6 +6,7 @@ loop ── batch ──▶ queue ──▶ thread: asks for up to DEPTH batches
 from __future__ import annotations
 
 import asyncio
+import logging
 import mmap
 import os
 import threading
@@ -19,6 +20,8 @@ from shoal._core.object_store.transfer import STALL_S, DataSocket
 from shoal._core.transport.errors import TransportError
 from shoal._core.transport.preamble import DATA
 from shoal._core.transport.trust import Trust
+
+log = logging.getLogger("shoal.object_store")
 
 
 class FileRange(NamedTuple):
@@ -96,6 +99,9 @@ class Link:
         except (OSError, EOFError, ValueError, TransportError) as error:
             reason = "Nothing has come for too long." if isinstance(error, BlockingIOError | TimeoutError) else str(error)
             self._loop.call_soon_threadsafe(self._failed, answers, reason)
+        except Exception as error:  # a fault of ours: those who wait must not wait for ever
+            log.exception("A thread that fetches objects has failed.")
+            self._loop.call_soon_threadsafe(self._failed, answers, repr(error))
         finally:
             sock.close()
 
