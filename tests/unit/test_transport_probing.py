@@ -117,6 +117,19 @@ def test_a_node_instead_of_the_control_store(trust: Trust) -> None:
     run(main)
 
 
+def test_a_control_store_that_hangs(trust: Trust) -> None:
+    async def main() -> None:
+        transport = SocketTransport(asyncio.get_running_loop(), trust)
+        visits: list[Connection] = []
+        listener = await transport.listen("tcp:127.0.0.1:0", unexpected, on_visit=visits.append)
+        with pytest.raises(HandshakeTimeout, match=r"did not answer within 1 s: it hangs, or is suspended"):
+            await probe(listener.address, TOKENS, timeout_s=1.0)
+        assert len(visits) == 1
+        listener.close()
+
+    run(main)
+
+
 def test_another_release(trust: Trust, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         transport = SocketTransport(asyncio.get_running_loop(), trust)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from shoal._core.transport import Connection, Tokens, Trust
-from shoal._core.transport.preamble import RECEPTION
-from shoal._core.transport.sockets import SocketTransport
+from shoal._core.transport import Tokens
+from shoal._core.transport.probing import TIMEOUT_S, visit
 from shoal._core.wire.messages import Ack, Message, RotateToken
 
 Reply = TypeVar("Reply", bound=Message)
-
-#: Seconds until whoever asks is told that there is no answer.
-TIMEOUT_S = 5.0
 
 
 def ask(address: str, tokens: Tokens, message: Message, reply: type[Reply], *, timeout_s: float = TIMEOUT_S) -> Reply:
@@ -30,7 +26,7 @@ def ask(address: str, tokens: Tokens, message: Message, reply: type[Reply], *, t
 
     def run() -> None:
         try:
-            outcome.append(asyncio.run(_ask(address, tokens, message, timeout_s)))
+            outcome.append(asyncio.run(visit(address, tokens, message, timeout_s=timeout_s)))
         except BaseException as error:  # raised again where it was asked for
             outcome.append(error)
 
@@ -56,19 +52,3 @@ def rotate_token(address: str, tokens: Tokens, token: bytes) -> None:
         ConnectFailed, ConnectionLost, TimeoutError: as ``ask``. It may have been changed, so that both must be tried next.
     """
     ask(address, tokens, RotateToken(0, token), Ack)
-
-
-async def _ask(address: str, tokens: Tokens, message: Message, timeout_s: float) -> Any:
-    loop = asyncio.get_running_loop()
-    connection = await SocketTransport(loop, Trust(tokens)).connect(address, _ignore, target=RECEPTION, timeout_s=timeout_s)
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await connection.request(message)
-    except TimeoutError:
-        raise TimeoutError(f"{address} did not answer within {timeout_s:g} s: it hangs, or is suspended.") from None
-    finally:
-        connection.close()
-
-
-def _ignore(_connection: Connection, _message: Message) -> None:
-    """What comes unasked is for members of the cluster."""

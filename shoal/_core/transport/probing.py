@@ -1,8 +1,9 @@
-"""What is at an address? For whoever is about to use it, and wants to say what is wrong."""
+"""What is at an address? For whoever is about to use it and wants to say what is wrong, or has one question to the control store there."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from shoal._core.transport.connection import Connection
 from shoal._core.transport.errors import ConnectFailed, ConnectionLost, HandshakeTimeout, RequestFailed
@@ -28,16 +29,28 @@ async def probe(address: str, tokens: Tokens, *, timeout_s: float = TIMEOUT_S) -
         ConnectFailed: a node's port, and not the control store's; or it ended at this moment.
         ValueError: it is no such address.
     """
-    transport = SocketTransport(asyncio.get_running_loop(), Trust(tokens))
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    connection = await transport.connect(address, _ignore, target=RECEPTION, timeout_s=timeout_s)
     try:
-        async with asyncio.timeout_at(deadline):
-            await connection.request(Ping(0))
-    except TimeoutError:
-        raise HandshakeTimeout(f"{address} has the cluster's token and answered no question within {timeout_s:g} s: it hangs.") from None
+        await visit(address, tokens, Ping(0), timeout_s=timeout_s)
+    except TimeoutError as error:
+        raise HandshakeTimeout(f"{error}") from None
     except (ConnectionLost, RequestFailed) as error:
         raise ConnectFailed(f"{address} has the cluster's token and did not answer a question: {error}") from error
+
+
+async def visit(address: str, tokens: Tokens, message: Message, *, timeout_s: float = TIMEOUT_S) -> Any:
+    """Ask the control store at an address a question that visitors may ask; return its answer. Needs no certificate.
+
+    Raises within ``timeout_s`` what ``probe`` raises of those who are no control store, and RequestFailed: its answer is no;
+    ConnectionLost: it ended before it answered; TimeoutError: it does not answer.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    connection = await SocketTransport(loop, Trust(tokens)).connect(address, _ignore, target=RECEPTION, timeout_s=timeout_s)
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await connection.request(message)
+    except TimeoutError:
+        raise TimeoutError(f"{address} did not answer within {timeout_s:g} s: it hangs, or is suspended.") from None
     finally:
         connection.close()
 
