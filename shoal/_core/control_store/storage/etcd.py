@@ -46,7 +46,7 @@ class Fence:
 
 
 class EtcdStorage:
-    """Opening makes all earlier writers' transactions fail, finishes a large batch of theirs, and blocks until that is done.
+    """Opening makes all earlier writers' transactions fail, finishes a large batch of theirs, and reads all rows: it blocks that long.
 
     Raises:
         Deposed: the fence is not the elected one's any more.
@@ -65,20 +65,31 @@ class EtcdStorage:
         self._in_doubt = True
         #: etcd's revisions at the last compaction and now, and transactions since then.
         self._compacted_at = self._revision = self._written = 0
+        #: All rows by table, until the first ``apply``: ``get`` and ``scan`` of a start ask nobody.
+        self._ahead: dict[str, dict[bytes, bytes]] | None = None
         self._recover()
+        self._ahead = self._read_ahead()
 
     def is_current(self) -> bool:
         return self._fence.holds()
 
     def get(self, table: str, key: bytes) -> bytes | None:
+        if self._ahead is not None:
+            return self._ahead.get(table, {}).get(key)
         row = self._keys.row(table, key)
-        return next((value for _, value in rows(self._keys, table, self._range(row, end_of(row)))), None)
+        return next((change.value for change in rows(self._keys, self._range(row, end_of(row)))), None)
 
     def scan(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        if self._ahead is not None:
+            yield from self._ahead.get(table, {}).items()
+            return
         start = self._keys.table(table)
-        yield from rows(self._keys, table, self._range(start, end_of(start)))
+        for _, key, value in rows(self._keys, self._range(start, end_of(start))):
+            assert value is not None
+            yield key, value
 
     def apply(self, changes: Sequence[Change]) -> None:
+        self._ahead = None
         if self._in_doubt:
             self._recover()
         groups = list(transactions(operations(self._keys, changes)))
@@ -133,6 +144,13 @@ class EtcdStorage:
             self._bring_in(list(transactions(operations(self._keys, read_batch(pieces)))))
         else:
             self._write(self._batch_gone())
+
+    def _read_ahead(self) -> dict[str, dict[bytes, bytes]]:
+        tables: dict[str, dict[bytes, bytes]] = {}
+        for table, key, value in rows(self._keys, self._range(self._keys.rows, end_of(self._keys.rows))):
+            assert value is not None
+            tables.setdefault(table, {})[key] = value
+        return tables
 
     def _write(self, group: list[Operation]) -> None:
         mark = self._next_mark()

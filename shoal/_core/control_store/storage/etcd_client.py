@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import http.client
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
+
+from shoal._base.storage_place import EtcdAccess
 
 from .interface import StorageUnavailable
 
@@ -35,26 +37,6 @@ class EtcdRefused(Exception):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
-
-
-class EtcdAccess(msgspec.Struct, frozen=True):
-    """What proves to etcd who asks, and to us who answers. Never part of an address, which other users of the machine can read."""
-
-    user: str = ""
-    password: str = ""
-    #: File with the authority of etcd's certificates; "": plain HTTP.
-    ca: str = ""
-    #: Files with a certificate of our own, and its key.
-    cert: str = ""
-    key: str = ""
-
-    def __repr__(self) -> str:
-        return f"EtcdAccess(user={self.user!r}, ca={self.ca!r})"  # the password stays out of logs
-
-    @classmethod
-    def read(cls, environ: Mapping[str, str]) -> EtcdAccess:
-        """Read SHOAL_ETCD_USER, _PASSWORD, _CA, _CERT and _KEY."""
-        return cls(**{field: environ.get(f"SHOAL_ETCD_{field.upper()}", "") for field in cls.__struct_fields__})
 
 
 class KeyValue(msgspec.Struct):

@@ -41,12 +41,13 @@ class Keys:
         self.prefix = prefix.encode()
         self.leader = self.prefix + b"/leader"
         self.candidates = self.prefix + b"/candidates/"
+        self.rows = self.prefix + b"/rows/"
         self.writer = self.prefix + b"/writer"
         self.batch = self.prefix + b"/batch/"
         self.batch_pieces = self.prefix + b"/batch_pieces"
 
     def table(self, table: str) -> bytes:
-        return b"%s/rows/%s/" % (self.prefix, table.encode())
+        return b"%s%s/" % (self.rows, table.encode())
 
     def row(self, table: str, key: bytes) -> bytes:
         return b"%s%s/" % (self.table(table), key.hex().encode())
@@ -84,19 +85,19 @@ def transactions(found: Sequence[Operation]) -> Iterator[list[Operation]]:
         yield _nest(group)
 
 
-def rows(keys: Keys, table: str, found: Iterable[KeyValue]) -> Iterator[tuple[bytes, bytes]]:
-    """Put pieces, in the order of their keys, together to the rows of a table."""
-    start = len(keys.table(table))
-    current, pieces = "", list[bytes]()
+def rows(keys: Keys, found: Iterable[KeyValue]) -> Iterator[Change]:
+    """Put pieces, in the order of their keys, together to rows."""
+    start = len(keys.rows)
+    current, pieces = b"", list[bytes]()
     for item in found:
-        name, _, _ = item.key[start:].decode().partition("/")
+        name, _, _ = item.key[start:].rpartition(b"/")
         if name != current and pieces:
-            yield bytes.fromhex(current), b"".join(pieces)
+            yield _row(current, pieces)
             pieces = []
         current = name
         pieces.append(item.value)
     if pieces:
-        yield bytes.fromhex(current), b"".join(pieces)
+        yield _row(current, pieces)
 
 
 def batch_pieces(keys: Keys, changes: Sequence[Change]) -> list[Operation]:
@@ -106,6 +107,11 @@ def batch_pieces(keys: Keys, changes: Sequence[Change]) -> list[Operation]:
 
 def read_batch(pieces: Iterable[KeyValue]) -> list[Change]:
     return _decode(b"".join(piece.value for piece in pieces))
+
+
+def _row(name: bytes, pieces: list[bytes]) -> Change:
+    table, _, key = name.decode().partition("/")
+    return Change(table, bytes.fromhex(key), b"".join(pieces))
 
 
 def _pieces(value: bytes) -> list[bytes]:
