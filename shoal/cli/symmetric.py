@@ -60,13 +60,15 @@ def _lead(ip: str, port: int, min_nodes: int, timeout_s: float, command: list[st
     import os
 
     from shoal._base.settings import read_environment
+    from shoal._base.storage_place import StoragePlace
     from shoal._core.process.discovery import live_records, spell
     from shoal._core.process.stopping import stop
 
-    from .start import _start_head
+    from .start import _control_options, _start_head
 
     node_ip = given["node_ip_address"] or ip
-    node = _start_head(ip, port, read_options(given, node_ip, read_environment()))
+    options = read_options(given, node_ip, read_environment())
+    node = _start_head(_control_options(ip, port, options, StoragePlace()), options)
     try:
         _wait_for_nodes(node.control_address, min_nodes, timeout_s)
         click.echo(f"{min_nodes} nodes are there. Running: {' '.join(command)}", err=True)

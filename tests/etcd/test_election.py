@@ -89,7 +89,7 @@ def test_a_leader_whose_lease_ends_is_told_and_writes_nothing_more(etcd):
             storage = await loop.run_in_executor(None, EtcdStorage, etcd.client(), prefix, fence)
             storage.put("t", b"k", b"v")
             client = etcd.client()
-            client.revoke(election._lease)
+            client.revoke(election.lease)
             client.close()
             with pytest.raises(Deposed):
                 storage.put("t", b"k", b"late")

@@ -35,6 +35,7 @@ class Election:
     Args:
         client: its time-out must be well below ``ttl_s``; belongs to the election from now on.
         address: where this control store serves when it leads.
+        previous_lease: of a process that took our part before and has ended: given back, so that nobody waits for its end.
         on_lost: called once, on the loop, with the reason why this leader leads no more.
         on_candidates: called on the loop with the addresses of all control stores, when they change while this one leads.
     """
@@ -46,6 +47,7 @@ class Election:
         prefix: str,
         address: str,
         ttl_s: float,
+        previous_lease: int = 0,
         *,
         on_lost: Callable[[str], None],
         on_candidates: Callable[[list[str]], None] | None = None,
@@ -61,7 +63,9 @@ class Election:
         self._clock = clock
         self._leadership = Leadership()
         self._thread = ThreadPoolExecutor(1, "shoal-election")
-        self._lease = 0
+        self._previous_lease = previous_lease
+        #: The one under which this candidate takes part; 0 before it does.
+        self.lease = 0
         self._timer: asyncio.TimerHandle | None = None
         self._candidates: list[str] = []
         #: Address of the leader at the last look.
@@ -90,9 +94,9 @@ class Election:
             self._timer.cancel()
             self._timer = None
         self._thread.shutdown()
-        if self._lease:
+        if self.lease:
             try:
-                self._client.revoke(self._lease)
+                self._client.revoke(self.lease)
             except (EtcdRefused, StorageUnavailable) as error:
                 log.warning("The lease of this control store ends by itself: %s", error)
         self._client.close()
@@ -142,7 +146,7 @@ class Election:
         self._perform(self._leadership.unanswered())
 
     def _registered(self, lease: tuple[int, int], asked_at: float) -> list[Instruction]:
-        self._lease = lease[0]
+        self.lease = lease[0]
         found = self._leadership.registered(*lease, asked_at)
         if not self._entered.done():
             self._entered.set_result(None)
@@ -166,6 +170,9 @@ class Election:
     # --- the thread's side
 
     def _register(self) -> tuple[int, int]:
+        if self._previous_lease:
+            self._client.revoke(self._previous_lease)
+            self._previous_lease = 0
         lease = self._client.grant(self._ttl_s)
         self._client.txn([], [put(self._keys.candidates + self._address, b"", lease.ID)])
         return lease.ID, lease.TTL

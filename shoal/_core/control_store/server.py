@@ -48,8 +48,9 @@ from .node_service import NodeService, Probe
 from .nodes import NodeStatistics
 from .placement import PlacementStatistics
 from .publication import PublicationStatistics
+from .rows import encode
 from .scheduling_service import SchedulingService
-from .storage.interface import Change, Storage, TablesDamaged
+from .storage.interface import Change, Deposed, Storage, TablesDamaged
 
 log = logging.getLogger("shoal.control_store")
 
@@ -142,6 +143,19 @@ class ControlStore:
         self._core.sessions.add(session)
         connection.on_message = self._on_message
         connection.on_close = self._on_close
+
+    @property
+    def on_deposed(self) -> Callable[[Deposed], None] | None:
+        """Called once when another control store has taken over the tables; nobody is told anything any more then."""
+        return self._core.outbox.on_deposed
+
+    @on_deposed.setter
+    def on_deposed(self, callback: Callable[[Deposed], None]) -> None:
+        self._core.outbox.on_deposed = callback
+
+    def publish_control_stores(self, addresses: list[str]) -> None:
+        """Tell all who watch "control_stores" where they can turn to: here, and when this one is gone."""
+        self._core.publish("control_stores", b"", encode(addresses))
 
     def close(self) -> None:
         """Write what is left. The connections and the storage belong to the caller."""

@@ -992,7 +992,7 @@ class GroupChanged(Message, tag=153):
 
 
 class Watch(Message, tag=150):
-    """Subscribe to a channel of published changes from ``after`` on ("nodes", "jobs", "actors")."""
+    """Subscribe to a channel of published changes from ``after`` on ("nodes", "jobs", "actors", "control_stores")."""
 
     rid: int
     channel: str
