@@ -24,6 +24,7 @@ from shoal._core.process.options import ControlOptions
 from shoal._core.process.start import HeadProcess, HeadStartError, restart_control_store, start_control_store
 from shoal._core.transport import Connection
 from shoal._core.transport.sockets import SocketTransport
+from shoal._core.transport.trust import Tokens, Trust
 from shoal._core.wire.messages import Address, JobConfigRecord, KvGet, KvPut, Published, RegisterJob, Watch
 from shoal.testing import leak_check
 
@@ -50,7 +51,7 @@ class Stores:
         self.place = read_storage_place(etcd.url + unique_prefix(), {})
         self.processes: list[HeadProcess] = []
         self.history = History()
-        self._transport = SocketTransport(asyncio.get_running_loop(), self.token)
+        self._transport = SocketTransport(asyncio.get_running_loop(), Trust(Tokens(self.token)))
 
     @property
     def addresses(self) -> list[str]:

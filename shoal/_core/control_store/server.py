@@ -103,7 +103,7 @@ class ControlStore:
         self._jobs = JobService(core)
         self._actors = ActorService(core, self._jobs, self._scheduling)
         self._groups = GroupService(core, self._jobs, self._scheduling)
-        members = None if membership is None else MembershipService(core, membership)
+        self._members = members = None if membership is None else MembershipService(core, membership)
         self._nodes = NodeService(core, self._jobs, self._scheduling, members, probe)
         core.performs(ActorEnded, self._actor_ended)
         self._handlers: dict[type[Message], Handler] = {Ping: self._ping, CancelRequest: self._cancel}
