@@ -30,7 +30,7 @@ _GRACE_S = 30.0
 
 @click.command()
 @click.option("--head", is_flag=True, help="Start a new cluster: its control store and its first node.")
-@click.option("--address", metavar="HOST:PORT", help="Join the cluster whose control store listens there.")
+@click.option("--address", metavar="HOST:PORT[,HOST:PORT]", help="Join the cluster whose control store listens there, or at one of these.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -151,9 +151,10 @@ def _check_free(ip: str, port: int) -> None:
 
 def _address_towards(control_address: str) -> str:
     """Return this machine's address on the way to the control store. Nothing is sent."""
+    from shoal._core.control_link.addresses import split
     from shoal._core.transport.addresses import TcpAddress, parse_address
 
-    where = parse_address(control_address)
+    where = parse_address(split(control_address)[0])
     assert isinstance(where, TcpAddress)
     family, _, _, _, place = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -13,7 +13,6 @@ import signal
 import time
 from contextlib import asynccontextmanager
 
-import msgspec
 import pytest
 from etcd_server import SAFETY_S, Etcd, unique_prefix
 from history import History
@@ -25,7 +24,7 @@ from shoal._core.process.start import HeadProcess, HeadStartError, restart_contr
 from shoal._core.transport import Connection
 from shoal._core.transport.sockets import SocketTransport
 from shoal._core.transport.trust import Tokens, Trust
-from shoal._core.wire.messages import Address, JobConfigRecord, KvGet, KvPut, Published, RegisterJob, Watch
+from shoal._core.wire.messages import Address, ControlStores, JobConfigRecord, KvGet, KvPut, NodeRecord, RegisterJob, RegisterNode
 from shoal.testing import leak_check
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -291,26 +290,34 @@ def test_a_leader_that_is_started_again_keeps_nobody_waiting(etcd):
     run(scenario)
 
 
-def test_clients_are_told_where_else_they_can_turn_to(etcd):
+def test_nodes_are_told_where_else_they_can_turn_to(etcd):
     async def scenario():
         stores = Stores(etcd)
         news: asyncio.Queue[list[str]] = asyncio.Queue()
 
         def heard(connection, message):
-            if isinstance(message, Published):
-                news.put_nowait(msgspec.msgpack.decode(message.payload))
+            if isinstance(message, ControlStores):
+                news.put_nowait(sorted(message.addresses))
+
+        async def register(name):
+            connection = await stores._transport.connect(stores.addresses[0], heard)
+            record = NodeRecord(name.ljust(28, b"\0"), f"unix:/{name}", "host", "127.0.0.1", {}, {}, {})
+            await connection.request(RegisterNode(0, record))
+            return connection
 
         try:
             await stores.start(standby=False)
-            connection = await stores._transport.connect(stores.addresses[0], heard)
-            await connection.request(Watch(0, "control_stores"))
+            first = await register(b"first")
             standby = await stores.start(standby=True)
-            while sorted(stores.addresses) != sorted(await asyncio.wait_for(news.get(), SAFETY_S)):
+            while sorted(stores.addresses) != await asyncio.wait_for(news.get(), SAFETY_S):
                 pass
+            second = await register(b"second")
+            assert await asyncio.wait_for(news.get(), SAFETY_S) == sorted(stores.addresses), "who joins is told at once"
             await asyncio.to_thread(standby.stop)
             while stores.addresses[:1] != await asyncio.wait_for(news.get(), SAFETY_S):
                 pass
-            connection.close()
+            first.close()
+            second.close()
         finally:
             for process in stores.processes:
                 process.stop()

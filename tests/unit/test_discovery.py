@@ -41,6 +41,19 @@ def test_a_session_that_lies_elsewhere_is_found_by_its_link(tmp_path, monkeypatc
     assert list((tmp_path / "usual").rglob("session_*")) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "known", "found"),
+    [
+        ("127.0.0.1:1,127.0.0.1:2", [], "tcp:127.0.0.1:1,tcp:127.0.0.1:2"),
+        ("127.0.0.1:1, 127.0.0.1:2", ["tcp:127.0.0.1:2"], "tcp:127.0.0.1:2"),
+        ("127.0.0.1:2", ["tcp:127.0.0.1:1,tcp:127.0.0.1:2"], "tcp:127.0.0.1:1,tcp:127.0.0.1:2"),
+    ],
+)
+def test_a_cluster_may_have_several_control_stores(text, known, found):
+    assert resolve(text, known) == found
+    assert spell(found) == found.replace("tcp:", "")
+
+
 def test_the_head_is_joined_first():
     second, head, control = record("tcp:a:1"), record("tcp:a:1", head=True), record("tcp:a:1", part="control store")
     other = record("tcp:b:1", head=True)

@@ -1,4 +1,4 @@
-"""Channels of numbered changes that others follow: "nodes", "jobs", "actors", "control_stores".
+"""Channels of numbered changes that others follow: "nodes", "jobs", "actors".
 
 A watcher says the last number it has seen and gets what came after. The backlog is bounded: a watcher that was away for too long sees a gap
 between its number and the first it gets, and must list the table anew. Nothing is stored; a control store that was started again
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from shoal._core.wire.messages import Published
 
-CHANNELS = ("nodes", "jobs", "actors", "control_stores")
+CHANNELS = ("nodes", "jobs", "actors")
 #: Messages kept per channel: a few seconds of a busy cluster.
 BACKLOG = 1000
 NUMBERS_PER_START = 1 << 40

@@ -48,7 +48,6 @@ from .node_service import NodeService, Probe
 from .nodes import NodeStatistics
 from .placement import PlacementStatistics
 from .publication import PublicationStatistics
-from .rows import encode
 from .scheduling_service import SchedulingService
 from .storage.interface import Change, Deposed, Storage, TablesDamaged
 
@@ -153,9 +152,9 @@ class ControlStore:
     def on_deposed(self, callback: Callable[[Deposed], None]) -> None:
         self._core.outbox.on_deposed = callback
 
-    def publish_control_stores(self, addresses: list[str]) -> None:
-        """Tell all who watch "control_stores" where they can turn to: here, and when this one is gone."""
-        self._core.publish("control_stores", b"", encode(addresses))
+    def tell_control_stores(self, addresses: list[str]) -> None:
+        """Tell all nodes where they can turn to: here, and when this one is gone."""
+        self._nodes.tell_control_stores(addresses)
 
     def close(self) -> None:
         """Write what is left. The connections and the storage belong to the caller."""

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from typing import Any, TypeVar
 
+from shoal._core.control_link.addresses import dial, split
 from shoal._core.transport import Connection, Tokens, Trust
 from shoal._core.transport.preamble import RECEPTION
 from shoal._core.transport.sockets import SocketTransport
@@ -18,7 +19,9 @@ TIMEOUT_S = 5.0
 
 
 def ask(address: str, tokens: Tokens, message: Message, reply: type[Reply], *, timeout_s: float = TIMEOUT_S) -> Reply:
-    """Connect, ask, return the answer. Blocks ``timeout_s`` at most; works in a thread that runs a loop, too.
+    """Connect to whichever of the addresses (with commas between them) serves, ask, return the answer.
+
+    Blocks ``timeout_s`` at most; works in a thread that runs a loop, too.
 
     Raises:
         ConnectFailed: and what is below it, which tells why nobody could be asked.
@@ -60,7 +63,8 @@ def rotate_token(address: str, tokens: Tokens, token: bytes) -> None:
 
 async def _ask(address: str, tokens: Tokens, message: Message, timeout_s: float) -> Any:
     loop = asyncio.get_running_loop()
-    connection = await SocketTransport(loop, Trust(tokens)).connect(address, _ignore, target=RECEPTION, timeout_s=timeout_s)
+    transport = SocketTransport(loop, Trust(tokens))
+    connection = await dial(split(address), lambda one: transport.connect(one, _ignore, target=RECEPTION, timeout_s=timeout_s))
     try:
         async with asyncio.timeout(timeout_s):
             return await connection.request(message)

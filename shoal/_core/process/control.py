@@ -197,7 +197,7 @@ class Service:
         options = self._options
         self._candidate = candidate = Candidate(
             self._loop, options.storage, options.listen, options.node_ip, options.settings.leader_lease_s, options.lease,
-            on_lost=self._step_down, on_candidates=self._publish,
+            on_lost=self._step_down, on_candidates=self._told_candidates,
         )  # fmt: skip
         self._bound = candidate.bound
         await candidate.enter(patient=self._patient)
@@ -214,9 +214,9 @@ class Service:
         assert self._ending is not None
         self._ending.begin_anew()
 
-    def _publish(self, addresses: list[str]) -> None:
+    def _told_candidates(self, addresses: list[str]) -> None:
         if self._store is not None:
-            self._store.publish_control_stores(addresses)
+            self._store.tell_control_stores(addresses)
 
     def _end(self) -> None:
         if self._listener is not None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shoal._base import paths
+from shoal._core.control_link.addresses import split
 from shoal._core.transport.addresses import TcpAddress, parse_address
 
 from .session import SessionRecord, read_record
@@ -43,29 +44,40 @@ def clusters(records: list[SessionRecord]) -> list[str]:
 def resolve(text: str, known: Sequence[str]) -> str:
     """Return the transport address of what users write as HOST:PORT: a known one, if it is the same place.
 
-    ValueError if it is no address. Blocks while the system looks up names.
+    Several, with commas between them, are the places of one cluster's control stores; so are those known. ValueError if it is no address.
+    Blocks while the system looks up names.
     """
     if text in known:
         return text
     if "://" in text:
         raise ValueError("shoal has no client protocol of its own. Give HOST:PORT of the control store.")
+    wanted = [_parse(part.strip()) for part in text.split(",")]
+    for address in known:
+        if any(_is_same(where, other) for where in wanted for other in split(address)):
+            return address
+    return ",".join(map(str, wanted))
+
+
+def spell(address: str) -> str:
+    """Return an address as users write it: HOST:PORT; what is no TCP address stays as it is."""
+    return ",".join(one.removeprefix("tcp:") for one in split(address))
+
+
+def _parse(text: str) -> TcpAddress:
     try:
         where = parse_address("tcp:" + text.removeprefix("tcp:"))
     except ValueError:
         where = None
     if not isinstance(where, TcpAddress) or not where.port:
         raise ValueError("it is no address. Give HOST:PORT of the control store, for example 10.0.0.1:6379 or [fd00::1]:6379.")
-    wanted = _addresses_of(where.host)
-    for address in known:
-        other = parse_address(address)
-        if isinstance(other, TcpAddress) and other.port == where.port and wanted & _addresses_of(other.host):
-            return address
-    return str(where)
+    return where
 
 
-def spell(address: str) -> str:
-    """Return an address as users write it: HOST:PORT; what is no TCP address stays as it is."""
-    return address.removeprefix("tcp:")
+def _is_same(where: TcpAddress, address: str) -> bool:
+    other = parse_address(address)
+    if not isinstance(other, TcpAddress) or other.port != where.port:
+        return False
+    return bool(_addresses_of(where.host) & _addresses_of(other.host))
 
 
 def _addresses_of(host: str) -> set[str]:

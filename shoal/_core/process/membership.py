@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal._core.control_link.addresses import dial, split
 from shoal._core.process.session import Session
 from shoal._core.transport import Connection, NoCertificate, RequestFailed, SocketTransport, Trust
 from shoal._core.transport.addresses import UnixAddress, is_loopback, parse_address
@@ -31,9 +32,9 @@ _ASKED_BY_VISITORS = (Ping, ListNodes, IssueCertificate, RotateToken)
 
 
 def leaves(address: str) -> bool:
-    """Whether what is sent to an address, or comes to who listens there, is seen by other machines."""
-    where = parse_address(address)
-    return not isinstance(where, UnixAddress) and not is_loopback(where.host)
+    """Whether other machines see what is sent to an address, or one of several, or what comes to who listens there."""
+    places = [parse_address(one) for one in split(address)]
+    return any(not isinstance(where, UnixAddress) and not is_loopback(where.host) for where in places)
 
 
 class Membership:
@@ -121,7 +122,7 @@ async def join(transport: SocketTransport, control_address: str, listen: str, di
     if not leaves(control_address) and not (listen and leaves(listen)):
         return
     key, request = new_request()
-    connection = await transport.connect(control_address, _ignore, target=RECEPTION)
+    connection = await dial(split(control_address), lambda one: transport.connect(one, _ignore, target=RECEPTION))
     try:
         issued: CertificateIssued = await connection.request(IssueCertificate(0, request))
     except RequestFailed as error:

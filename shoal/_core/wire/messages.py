@@ -755,6 +755,12 @@ class NodesChanged(Message, tag=99):
     whole: bool = False
 
 
+class ControlStores(Message, tag=100):
+    """Control store to node agent, and on to the processes of its node: where to look for it, if it is lost: here or at a standby's."""
+
+    addresses: list[str]
+
+
 class ReportResources(Message, tag=98):
     """Control store to node agent; answered by NodeList with one entry."""
 
@@ -992,7 +998,7 @@ class GroupChanged(Message, tag=153):
 
 
 class Watch(Message, tag=150):
-    """Subscribe to a channel of published changes from ``after`` on ("nodes", "jobs", "actors", "control_stores")."""
+    """Subscribe to a channel of published changes from ``after`` on ("nodes", "jobs", "actors")."""
 
     rid: int
     channel: str
@@ -1009,7 +1015,7 @@ class Published(Message, tag=151):
 AnyMessage = (
     Ack | Failed | CancelRequest | Ping | IssueCertificate | CertificateIssued | RotateToken | TokenChanged
     | RegisterProcess | Registered | ProcessExiting | StopProcess | LogLines | NameProcess | FlushLogs | KillProcess
-    | Dial | SocketReady | TakeSocket | LeaseSpilled | NodesChanged
+    | Dial | SocketReady | TakeSocket | LeaseSpilled | NodesChanged | ControlStores
     | RequestLease | LeaseGranted | ReturnLease | LeaseWanted | WorkerDied | WorkerBlocked | WorkerUnblocked | LeaseInfeasible
     | CreateObject | ObjectCreated | SealObject | AbortObject | PinObjects | ObjectsPinned | UnpinObjects | FreeObjects | AdoptObjects
     | PromoteCopy
