@@ -191,7 +191,7 @@ def _standby_steps(control: SessionRecord) -> str:
 
 def _block(node: SessionRecord, *, head: bool) -> None:
     """Stay until the node ends or a signal comes; then end what was started."""
-    from shoal._core.process.discovery import live_records
+    from shoal._core.process.discovery import is_same_cluster, live_records
     from shoal._core.process.stopping import stop
 
     reading, writing = os.pipe()
@@ -211,7 +211,8 @@ def _block(node: SessionRecord, *, head: bool) -> None:
         mine = [
             record
             for record in live_records()
-            if record.pid == node.pid or (head and record.part == "control store" and record.control_address == node.control_address)
+            if record.pid == node.pid
+            or (head and record.part == "control store" and is_same_cluster(record.control_address, node.control_address))
         ]
         stop(mine, _GRACE_S)
     finally:

@@ -61,7 +61,7 @@ def _lead(ip: str, port: int, min_nodes: int, timeout_s: float, command: list[st
 
     from shoal._base.settings import read_environment
     from shoal._base.storage_place import StoragePlace
-    from shoal._core.process.discovery import live_records, spell
+    from shoal._core.process.discovery import is_same_cluster, live_records, spell
     from shoal._core.process.stopping import stop
 
     from .start import _control_options, _start_head
@@ -75,7 +75,7 @@ def _lead(ip: str, port: int, min_nodes: int, timeout_s: float, command: list[st
         process = subprocess.run(command, env={**os.environ, "RAY_ADDRESS": spell(node.control_address)}, check=False)
         return process.returncode if process.returncode >= 0 else 128 - process.returncode
     finally:
-        stop([record for record in live_records() if record.control_address == node.control_address], 16.0)
+        stop([record for record in live_records() if is_same_cluster(record.control_address, node.control_address)], 16.0)
 
 
 def _follow(control_address: str, timeout_s: float, given: dict[str, Any]) -> None:

@@ -168,6 +168,7 @@ class HeadParts:
 
     def _learn_control_stores(self, addresses: list[str]) -> str:
         self._control_addresses.learn(addresses)
+        self._session.record_control_stores(str(self._control_addresses))
         return str(self._control_addresses)
 
     async def _open_to_others(self) -> None:
