@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shoal._base.storage_place import EtcdAccess
 from shoal._core.control_store.storage import StorageUnavailable
 from shoal._core.control_store.storage.etcd_client import EtcdClient
 from shoal.testing.waiting import wait_for
@@ -24,7 +25,9 @@ MISSING = None if shutil.which("etcd") else "etcd is not installed (Debian: apt-
 class Etcd:
     """A cluster of ``members``; ``endpoints`` are those of all."""
 
-    def __init__(self, directory: Path, members: int) -> None:
+    def __init__(self, directory: Path, members: int, certificates: tuple[str, str] | None = None) -> None:
+        #: Files with certificate and key: clients speak TLS.
+        self._certificates = certificates
         self._directory = directory
         ports = _free_ports(2 * members)
         self._clients, self._peers = ports[:members], ports[members:]
@@ -37,8 +40,12 @@ class Etcd:
         """What ``--storage`` is given, less the prefix."""
         return f"etcd://{','.join(self.endpoints)}"
 
-    def client(self, *, timeout_s: float = 5.0) -> EtcdClient:
-        return EtcdClient(self.endpoints, timeout_s=timeout_s)
+    @property
+    def access(self) -> EtcdAccess:
+        return EtcdAccess(ca=self._certificates[0]) if self._certificates else EtcdAccess()
+
+    def client(self, *, timeout_s: float = 5.0, access: EtcdAccess | None = None) -> EtcdClient:
+        return EtcdClient(self.endpoints, access, timeout_s=timeout_s)
 
     def start(self, *indices: int) -> None:
         """Start these members, or all; return when the cluster serves."""
@@ -48,7 +55,7 @@ class Etcd:
 
     def wait(self) -> None:
         def serves() -> bool:
-            client = self.client(timeout_s=1.0)
+            client = self.client(timeout_s=1.0, access=self.access)
             try:
                 client.range(b"nothing")
             except StorageUnavailable:
@@ -78,23 +85,26 @@ class Etcd:
 
     def _start(self, index: int) -> None:
         name, port, peer = f"m{index}", self._clients[index], self._peers[index]
+        scheme, tls = "http", list[str]()
+        if self._certificates:
+            scheme, tls = "https", ["--cert-file", self._certificates[0], "--key-file", self._certificates[1]]
         everybody = ",".join(f"m{n}=http://127.0.0.1:{peer}" for n, peer in enumerate(self._peers))
         with open(self._directory / f"{name}.log", "ab") as log:
             self._processes[index] = subprocess.Popen(
                 [
                     # It ends with the tests, whatever ends them.
                     "setpriv", "--pdeathsig", "KILL", "--", "etcd", "--name", name, "--data-dir", str(self._directory / name),
-                    "--listen-client-urls", f"http://127.0.0.1:{port}", "--advertise-client-urls", f"http://127.0.0.1:{port}",
+                    "--listen-client-urls", f"{scheme}://127.0.0.1:{port}", "--advertise-client-urls", f"{scheme}://127.0.0.1:{port}",
                     "--listen-peer-urls", f"http://127.0.0.1:{peer}", "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}",
-                    "--initial-cluster", everybody, "--log-level", "warn",
+                    "--initial-cluster", everybody, "--log-level", "warn", *tls,
                 ],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
 
 @contextmanager
-def running_etcd(directory: Path, members: int = 1) -> Iterator[Etcd]:
-    etcd = Etcd(directory, members)
+def running_etcd(directory: Path, members: int = 1, certificates: tuple[str, str] | None = None) -> Iterator[Etcd]:
+    etcd = Etcd(directory, members, certificates)
     try:
         etcd.start()
         yield etcd

@@ -341,7 +341,7 @@ def test_a_second_head_is_told_that_it_is_one(etcd):
 
 def test_an_etcd_that_is_not_there_is_named():
     place = read_storage_place("etcd://127.0.0.1:1/x", {})
-    with pytest.raises(HeadStartError, match=r"etcd did not answer within 10 s at 127\.0\.0\.1:1"):
+    with pytest.raises(HeadStartError, match=r"etcd could not be used within 10 s at 127\.0\.0\.1:1"):
         start_control_store(ControlOptions(storage=place), secrets.token_bytes(32))
 
 

@@ -140,9 +140,11 @@ class Election:
         self._loop.run_in_executor(self._thread, question).add_done_callback(done)
 
     def _unanswered(self, error: BaseException) -> None:
-        if str(error) != self.problem:
-            self.problem = str(error)
+        if not isinstance(error, (EtcdRefused, StorageUnavailable)):
+            log.error("A question to etcd failed here.", exc_info=error)
+        elif str(error) != self.problem:
             log.warning("The election waits for etcd. %s", error)
+        self.problem = str(error)
         self._perform(self._leadership.unanswered())
 
     def _registered(self, lease: tuple[int, int], asked_at: float) -> list[Instruction]:

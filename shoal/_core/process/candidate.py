@@ -65,14 +65,14 @@ class Candidate:
         )  # fmt: skip
 
     async def enter(self, *, patient: bool) -> None:
-        """Return when etcd knows of this control store; ConnectionError if it does not answer and we are not ``patient``."""
+        """Return when etcd knows of this control store; ConnectionError if that takes too long and we are not ``patient``."""
         entering = asyncio.ensure_future(self.election.enter())
         await asyncio.wait([entering], timeout=None if patient else ENTER_S)
         if not entering.done():
             entering.cancel()
             raise ConnectionError(
-                f"etcd did not answer within {ENTER_S:g} s at {', '.join(self._place.endpoints)}: {self.election.problem} See whether it "
-                "runs there, and SHOAL_ETCD_USER, SHOAL_ETCD_PASSWORD and SHOAL_ETCD_CA."
+                f"etcd could not be used within {ENTER_S:g} s at {', '.join(self._place.endpoints)}: {self.election.problem} See whether "
+                "it runs there, and SHOAL_ETCD_USER, SHOAL_ETCD_PASSWORD and SHOAL_ETCD_CA."
             )
         await entering
 
