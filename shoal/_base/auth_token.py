@@ -14,6 +14,8 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
+from shoal._base.storage_place import ACCESS_VARIABLES
+
 #: Characters of the shortest token that is accepted: one that can be guessed protects nothing.
 LEAST_CHARACTERS = 16
 
@@ -89,8 +91,8 @@ def replace_token(token: str, environ: Mapping[str, str] | None = None) -> Path:
 
 
 def without_token(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment as user code may see it: daemons hand theirs on to workers, which print and ship it."""
-    return {name: value for name, value in environ.items() if name not in VARIABLES}
+    """Return the environment as user code may see it, without etcd's password either: daemons hand theirs on to workers."""
+    return {name: value for name, value in environ.items() if name not in VARIABLES and name not in ACCESS_VARIABLES}
 
 
 def _write_beside(path: Path, token: str) -> Path:

@@ -55,6 +55,8 @@ class Settings:
     node_return_s: float = 10.0
     #: Seconds that a driver's request waits for a lost control store; Ray's name: RAY_gcs_rpc_server_reconnect_timeout_s.
     control_store_timeout_s: float = 60.0
+    #: Seconds after which a leading control store that does not renew its lease in etcd has lost it, and a standby takes over.
+    leader_lease_s: float = 3.0
     #: Finished jobs and dead actors remembered for error messages and listings.
     history_limit: int = 1000
     #: Default of ``max_retries``; Ray's name: RAY_TASK_MAX_RETRIES.

@@ -17,14 +17,14 @@ def stop(force: bool, grace_period: float, address: str | None, session: str | N
 
     Other users' clusters are never touched.
     """
-    from shoal._core.process.discovery import clusters, live_records, resolve
+    from shoal._core.process.discovery import clusters, is_same_cluster, live_records, resolve
     from shoal._core.process.session import SessionRecord
     from shoal._core.process.stopping import stop as stop_processes
 
     records = live_records()
     if address:
         control_address = resolve(address, clusters(records))
-        records = [record for record in records if record.control_address == control_address]
+        records = [record for record in records if is_same_cluster(record.control_address, control_address)]
     if session:
         records = [record for record in records if _name(record) == session]
     if (address or session) and not records:

@@ -60,20 +60,22 @@ def _lead(ip: str, port: int, min_nodes: int, timeout_s: float, command: list[st
     import os
 
     from shoal._base.settings import read_environment
-    from shoal._core.process.discovery import live_records, spell
+    from shoal._base.storage_place import StoragePlace
+    from shoal._core.process.discovery import is_same_cluster, live_records, spell
     from shoal._core.process.stopping import stop
 
-    from .start import _start_head
+    from .start import _control_options, _start_head
 
     node_ip = given["node_ip_address"] or ip
-    node = _start_head(ip, port, read_options(given, node_ip, read_environment()))
+    options = read_options(given, node_ip, read_environment())
+    node = _start_head(_control_options(ip, port, options, StoragePlace()), options)
     try:
         _wait_for_nodes(node.control_address, min_nodes, timeout_s)
         click.echo(f"{min_nodes} nodes are there. Running: {' '.join(command)}", err=True)
         process = subprocess.run(command, env={**os.environ, "RAY_ADDRESS": spell(node.control_address)}, check=False)
         return process.returncode if process.returncode >= 0 else 128 - process.returncode
     finally:
-        stop([record for record in live_records() if record.control_address == node.control_address], 16.0)
+        stop([record for record in live_records() if is_same_cluster(record.control_address, node.control_address)], 16.0)
 
 
 def _follow(control_address: str, timeout_s: float, given: dict[str, Any]) -> None:

@@ -7,12 +7,13 @@ import secrets
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import shoal
 from shoal._base import runtime as holder
 from shoal._base.settings import Settings, read_environment
+from shoal._base.storage_place import StoragePlace
 from shoal._core.api.job import job_record
 from shoal._core.process.options import ControlOptions, HeadOptions
 from shoal._core.process.session import read_record
@@ -34,6 +35,17 @@ class Nodes:
     nodes: list[HeadProcess]
     settings: Settings
     token: bytes
+    storage: StoragePlace
+    standbys: list[HeadProcess] = field(default_factory=list)
+
+    def add_standby(self) -> HeadProcess:
+        """Start a control store that takes over when the one that leads is gone, and wait until all know of it; for tables in etcd."""
+        options = ControlOptions(storage=self.storage, standby=True, settings=self.settings)
+        self.standbys.append(start_control_store(options, self.token))
+        address = self.standbys[-1].ready.control_address
+        core = holder.current().core
+        wait_for(lambda: address in core._control_addresses.all(), 30, "the word of the standby")
+        return self.standbys[-1]
 
     def add(
         self,
@@ -48,7 +60,7 @@ class Nodes:
         options = HeadOptions(
             num_cpus=num_cpus, num_gpus=0, resources={f"n{len(self.nodes)}": 1, **resources}, labels=labels or {},
             object_store_bytes=STORE_BYTES, settings=self.settings,
-            control_address=self.control.ready.control_address, listen="tcp:127.0.0.1:0",
+            control_address=",".join(one.ready.control_address for one in (self.control, *self.standbys)), listen="tcp:127.0.0.1:0",
             control_session_dir=self.control.ready.session_dir if keep_control else "", is_head=not self.nodes,
         )  # fmt: skip
         options.composition = composition or options.composition
@@ -95,19 +107,27 @@ class Nodes:
 
 @contextmanager
 def many_nodes(
-    count: int = 3, num_cpus: int = 2, labels: Sequence[dict[str, str]] = (), *, keep_control: bool = False, **settings_of: Any
+    count: int = 3,
+    num_cpus: int = 2,
+    labels: Sequence[dict[str, str]] = (),
+    *,
+    keep_control: bool = False,
+    storage: StoragePlace | None = None,
+    **settings_of: Any,
 ) -> Iterator[Nodes]:
     """Start nodes, connect this process as a driver of the first, end all of it, and check that nothing is left.
 
     Args:
         keep_control: the first node starts a control store that died again.
+        storage: where the control store's tables lie.
         settings_of: fields of the settings. ``log_to_driver`` True: show here what workers print.
     """
+    storage = storage or StoragePlace()
     settings, token = replace(read_environment(), **settings_of), secrets.token_bytes(32)
     record = job_record(job_config=None, namespace="tests", runtime_env=None, logging_config=None, environ=os.environ)
     with leak_check():
-        control = start_control_store(ControlOptions(settings=settings), token)
-        cluster = Nodes(control, [], settings, token)
+        control = start_control_store(ControlOptions(storage=storage, settings=settings), token)
+        cluster = Nodes(control, [], settings, token, storage)
         try:
             for index in range(count):
                 cluster.add(num_cpus, labels=labels[index] if labels else None, keep_control=keep_control and index == 0)
@@ -126,4 +146,5 @@ def many_nodes(
         finally:
             for node in reversed(cluster.nodes):
                 node.stop()
-            control.stop()
+            for store in (control, *cluster.standbys):
+                store.stop()

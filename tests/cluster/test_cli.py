@@ -68,9 +68,9 @@ def short_path(tmp_path_factory):
     shutil.rmtree(path)
 
 
-def head(shell, *more):
+def head(shell, *more, **environ):
     """Start a head on a free port; return its address."""
-    out = shell("start", "--head", "--port", "0", "--num-cpus", "2", *SMALL, *more)
+    out = shell("start", "--head", "--port", "0", "--num-cpus", "2", *SMALL, *more, **environ)
     return out.split("--address='")[1].split("'")[0]
 
 
@@ -243,3 +243,22 @@ def test_only_loopback_listens(shell):
             if fields[3] == "0A" and fields[9] in inodes:
                 listening.append(fields[1].partition(":")[0])
     assert listening == ["0100007F", "0100007F"]
+
+
+def test_tables_in_a_file_outlive_the_cluster(shell):
+    storage = f"sqlite://{shell.tmp}/kept/tables.sqlite"
+    head(shell, "--storage", storage)
+    number = "import shoal; shoal.init(); print(shoal.get_runtime_context().get_job_id())"
+    before = int(shell.python(number), 16)
+    other = shell("start", "--head", "--port", "0", "--storage", storage, *SMALL, status=1)
+    assert "are in use: another control store runs on them" in other
+    assert "Traceback" not in other
+    shell("stop")
+    head(shell, SHOAL_STORAGE=storage)
+    assert int(shell.python(number), 16) == before + 1, "no job id is given twice"
+
+
+def test_storage_that_cannot_be_meant(shell):
+    assert "--storage and --standby are the control store's" in shell("start", "--address=h:1", "--storage=sqlite:///x", status=2)
+    assert "neither sqlite://" in shell("start", "--head", "--storage=redis://h", status=1)
+    assert "give the same --storage=etcd://" in shell("start", "--head", "--port=0", "--standby", status=2)

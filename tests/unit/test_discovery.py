@@ -41,6 +41,25 @@ def test_a_session_that_lies_elsewhere_is_found_by_its_link(tmp_path, monkeypatc
     assert list((tmp_path / "usual").rglob("session_*")) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "known", "found"),
+    [
+        ("127.0.0.1:1,127.0.0.1:2", [], "tcp:127.0.0.1:1,tcp:127.0.0.1:2"),
+        ("127.0.0.1:1, 127.0.0.1:2", ["tcp:127.0.0.1:2"], "tcp:127.0.0.1:2,tcp:127.0.0.1:1"),
+        ("127.0.0.1:2", ["tcp:127.0.0.1:1,tcp:127.0.0.1:2"], "tcp:127.0.0.1:1,tcp:127.0.0.1:2"),
+    ],
+)
+def test_a_cluster_may_have_several_control_stores(text, known, found):
+    assert resolve(text, known) == found
+    assert spell(found) == found.replace("tcp:", "")
+
+
+def test_nodes_belong_together_though_one_knows_of_more_standbys():
+    records = [record("tcp:a:1", started_at=1, head=True), record("tcp:a:1,tcp:b:1", started_at=2), record("tcp:c:1", started_at=3)]
+    assert clusters(records) == ["tcp:c:1", "tcp:a:1,tcp:b:1"]
+    assert nodes_of(records, "tcp:b:1,tcp:a:1") == records[:2]
+
+
 def test_the_head_is_joined_first():
     second, head, control = record("tcp:a:1"), record("tcp:a:1", head=True), record("tcp:a:1", part="control store")
     other = record("tcp:b:1", head=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -10,12 +11,20 @@ from shoal._core.transport.connection import Connection
 from shoal._core.wire.messages import Ack, CertificateIssued, IssueCertificate, Message, RotateToken
 
 from .core import Core, Handler, Session
+from .rows import SECRETS
+from .storage.interface import Change
 
 log = logging.getLogger("shoal.control_store")
 
 
 class Membership(Protocol):
-    """The control store's own secrets, which lie in its session."""
+    """The control store's own secrets, which lie in its session, and in the tables: whoever goes on with these is the same cluster."""
+
+    def restore(self, kept: Mapping[bytes, bytes]) -> None:
+        """Take over what the tables hold, from whichever machine they came."""
+
+    def kept(self) -> dict[bytes, bytes]:
+        """Return what belongs into the tables now."""
 
     def issue(self, request: bytes) -> tuple[bytes, bytes]:
         """Return (certificate, the authority's certificate). LookupError: there is no authority; ValueError: it is no good request."""
@@ -34,6 +43,10 @@ class MembershipService:
 
     def handlers(self) -> dict[type[Message], Handler]:
         return {IssueCertificate: self._issue, RotateToken: self._rotate}
+
+    def load(self, kept: Iterable[tuple[bytes, bytes]]) -> None:
+        self._membership.restore(dict(kept))
+        self._keep()
 
     def node_joined(self, connection: Connection) -> None:
         """The node may have missed a change of the token: it may have been cut off, or have joined with the previous one."""
@@ -58,6 +71,7 @@ class MembershipService:
         except ValueError as error:
             core.outbox.fail(session.connection, message.rid, "ValueError", f"{error}")
             return
+        self._keep()
         waiting = set(core.agents)
 
         def answered(node_id: bytes, _reply: Any, error: BaseException | None) -> None:
@@ -71,6 +85,10 @@ class MembershipService:
             core.outbox.request(connection, RotateToken(0, message.token), partial(answered, node_id))
         if not waiting:
             core.outbox.send(session.connection, Ack(message.rid))
+
+    def _keep(self) -> None:
+        for key, value in self._membership.kept().items():
+            self._core.outbox.write(Change(SECRETS, key, value))
 
 
 def _told(reply: Any, error: BaseException | None) -> None:

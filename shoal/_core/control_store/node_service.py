@@ -11,6 +11,7 @@ from shoal._core.wire.messages import (
     Ack,
     Cause,
     ClusterChanged,
+    ControlStores,
     JobFinished,
     ListNodes,
     Message,
@@ -46,6 +47,8 @@ class NodeService:
         self._jobs = jobs
         self._scheduling = scheduling
         self._members = members
+        #: Where control stores of this cluster are, if there are several.
+        self._control_stores: list[str] = []
         #: Nodes of which the other agents do not know the newest.
         self._changed: set[bytes] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -58,6 +61,12 @@ class NodeService:
             RegisterNode: self._register, NodeResources: self._resources, ClusterChanged: self._cluster_changed,
             ListNodes: self._list, WorkerDied: self._worker_died,
         }  # fmt: skip
+
+    def tell_control_stores(self, addresses: list[str]) -> None:
+        """Have all nodes know where else the control store may be found, now and when they join."""
+        self._control_stores = addresses
+        for connection in self._core.agents.values():
+            self._core.outbox.send(connection, ControlStores(addresses))
 
     def started(self) -> None:
         """The tables were read back."""
@@ -120,6 +129,8 @@ class NodeService:
         core.outbox.send(session.connection, Ack(message.rid))
         if self._members is not None:
             self._members.node_joined(session.connection)
+        if self._control_stores:
+            core.outbox.send(session.connection, ControlStores(self._control_stores))
         others = [known for known in core.nodes.records() if known.alive and known.node_id != node_id]
         if others or message.known:
             core.outbox.send(session.connection, NodesChanged(others, whole=True))

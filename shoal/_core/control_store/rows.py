@@ -18,6 +18,8 @@ GROUPS = "placement_groups"
 #: Function id -> blob, and function id + job id -> nothing: blobs of megabytes are written once, however many jobs use them.
 FUNCTIONS, FUNCTION_JOBS = "functions", "function_jobs"
 KEY_VALUES = "key_values"
+#: What makes this the same cluster for its members, whichever machine serves it: tokens, certificate authority.
+SECRETS = "secrets"
 #: Client + number of the request -> its answer.
 ANSWERS = "answers"
 #: Actors that were killed, or lost their last handle, before their creation came.

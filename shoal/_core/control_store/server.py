@@ -49,7 +49,7 @@ from .nodes import NodeStatistics
 from .placement import PlacementStatistics
 from .publication import PublicationStatistics
 from .scheduling_service import SchedulingService
-from .storage.interface import Change, Storage, TablesDamaged
+from .storage.interface import Change, Deposed, Storage, TablesDamaged
 
 log = logging.getLogger("shoal.control_store")
 
@@ -102,7 +102,7 @@ class ControlStore:
         self._jobs = JobService(core)
         self._actors = ActorService(core, self._jobs, self._scheduling)
         self._groups = GroupService(core, self._jobs, self._scheduling)
-        members = None if membership is None else MembershipService(core, membership)
+        self._members = members = None if membership is None else MembershipService(core, membership)
         self._nodes = NodeService(core, self._jobs, self._scheduling, members, probe)
         core.performs(ActorEnded, self._actor_ended)
         self._handlers: dict[type[Message], Handler] = {Ping: self._ping, CancelRequest: self._cancel}
@@ -142,6 +142,19 @@ class ControlStore:
         self._core.sessions.add(session)
         connection.on_message = self._on_message
         connection.on_close = self._on_close
+
+    @property
+    def on_deposed(self) -> Callable[[Deposed], None] | None:
+        """Called once when another control store has taken over the tables; nobody is told anything any more then."""
+        return self._core.outbox.on_deposed
+
+    @on_deposed.setter
+    def on_deposed(self, callback: Callable[[Deposed], None]) -> None:
+        self._core.outbox.on_deposed = callback
+
+    def tell_control_stores(self, addresses: list[str]) -> None:
+        """Tell all nodes where they can turn to: here, and when this one is gone."""
+        self._nodes.tell_control_stores(addresses)
 
     def close(self) -> None:
         """Write what is left. The connections and the storage belong to the caller."""

@@ -74,6 +74,8 @@ class Hooks:
     flush_logs: Callable[[bytes], None] | None = None
     #: The cluster has a new token: (token).
     token_changed: Callable[[bytes], None] | None = None
+    #: Where control stores are; returns what processes that join are told: (addresses).
+    control_stores: Callable[[list[str]], str] | None = None
     #: The driver's connection has ended: (job id).
     driver_lost: Callable[[bytes], None] | None = None
 

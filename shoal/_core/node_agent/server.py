@@ -138,6 +138,7 @@ class NodeAgent:
             wire.ReportResources: self.reports.on_report,
             wire.NodesChanged: self._on_nodes_changed,
             wire.RotateToken: self._on_rotate_token,
+            wire.ControlStores: self._on_control_stores,
             **self.actors.handlers(),
             **self.bundles.handlers(),
         }
@@ -424,6 +425,15 @@ class NodeAgent:
             if not process.is_foreign:
                 process.connection.send(wire.TokenChanged(message.token))
         connection.send(wire.Ack(message.rid))
+
+    def _on_control_stores(self, connection: Peer, message: wire.ControlStores) -> None:
+        if isinstance(connection.tag, Process):
+            return  # only the control store's word counts
+        if self.hooks.control_stores is not None:
+            self._welcome.control_store = self.hooks.control_stores(message.addresses)
+        for process in self._processes.values():
+            if not process.is_foreign:
+                process.connection.send(message)
 
     def _on_nodes_changed(self, connection: Peer, message: wire.NodesChanged) -> None:
         changed = message.nodes

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from shoal._core.control_link.addresses import dial, split
 from shoal._core.transport import Tokens
-from shoal._core.transport.probing import TIMEOUT_S, visit
+from shoal._core.transport.probing import TIMEOUT_S, enter, put_question
 from shoal._core.wire.messages import Ack, Message, RotateToken
 
 Reply = TypeVar("Reply", bound=Message)
 
 
 def ask(address: str, tokens: Tokens, message: Message, reply: type[Reply], *, timeout_s: float = TIMEOUT_S) -> Reply:
-    """Connect, ask, return the answer. Blocks ``timeout_s`` at most; works in a thread that runs a loop, too.
+    """Connect to whichever of the addresses (with commas between them) serves, ask, return the answer.
+
+    Blocks ``timeout_s`` at most; works in a thread that runs a loop, too.
 
     Raises:
         ConnectFailed: and what is below it, which tells why nobody could be asked.
@@ -26,7 +29,7 @@ def ask(address: str, tokens: Tokens, message: Message, reply: type[Reply], *, t
 
     def run() -> None:
         try:
-            outcome.append(asyncio.run(visit(address, tokens, message, timeout_s=timeout_s)))
+            outcome.append(asyncio.run(_ask(address, tokens, message, timeout_s)))
         except BaseException as error:  # raised again where it was asked for
             outcome.append(error)
 
@@ -52,3 +55,9 @@ def rotate_token(address: str, tokens: Tokens, token: bytes) -> None:
         ConnectFailed, ConnectionLost, TimeoutError: as ``ask``. It may have been changed, so that both must be tried next.
     """
     ask(address, tokens, RotateToken(0, token), Ack)
+
+
+async def _ask(address: str, tokens: Tokens, message: Message, timeout_s: float) -> Any:
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    connection = await dial(split(address), lambda one: enter(one, tokens, timeout_s=timeout_s))
+    return await put_question(connection, address, message, deadline, timeout_s)

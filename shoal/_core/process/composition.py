@@ -19,7 +19,7 @@ from functools import partial
 
 from shoal._base import paths
 from shoal._base.settings import Settings
-from shoal._core.control_link import ControlLink
+from shoal._core.control_link import ControlAddresses, ControlLink, dial
 from shoal._core.control_store.server import ControlStore
 from shoal._core.control_store.storage import SqliteStorage
 from shoal._core.node_agent.dialling import Dialling
@@ -73,6 +73,7 @@ class HeadParts:
         self._start_anew = context.start_anew
         self._arena = context.arena
         self._trust = context.trust
+        self._control_addresses = ControlAddresses(context.options.control_address)
         #: Ours, in a session of one node; else the cluster's is elsewhere.
         self._control_store = None if context.options.control_address else LocalControlStore(loop, session, context.trust, settings)
         spill_dir = os.path.abspath(context.options.spill_dir) if context.options.spill_dir else str(session.spill_dir)
@@ -103,6 +104,7 @@ class HeadParts:
                 bound=logs.assign,
                 flush_logs=logs.flush,
                 token_changed=partial(change_token, session, context.trust),
+                control_stores=self._learn_control_stores,
             ),
             connect=lambda address: self._peers.connect(address.address),
         )
@@ -141,10 +143,10 @@ class HeadParts:
 
     async def _join(self) -> None:
         """Register at the cluster's control store, again and again if need be."""
-        agent, address, timeout_s = self.node_agent, self._options.control_address, self._options.settings.node_timeout_s
+        agent, addresses, timeout_s = self.node_agent, self._control_addresses, self._options.settings.node_timeout_s
         self._link = link = ControlLink(
             self._loop,
-            lambda on_message, on_close: self._transport.connect(address, on_message, on_close),
+            lambda on_message, on_close: dial(addresses.all(), lambda one: self._transport.connect(one, on_message, on_close)),
             agent.node.node_id,
             greet=agent.registration,
             silence_s=timeout_s,
@@ -164,6 +166,11 @@ class HeadParts:
             error.message,
         )
         self._start_anew()
+
+    def _learn_control_stores(self, addresses: list[str]) -> str:
+        self._control_addresses.learn(addresses)
+        self._session.record_control_stores(str(self._control_addresses))
+        return str(self._control_addresses)
 
     async def _open_to_others(self) -> None:
         agent = self.node_agent

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shoal._base import paths
+from shoal._core.control_link.addresses import split
 from shoal._core.transport.addresses import TcpAddress, parse_address
 
 from .session import SessionRecord, read_record
@@ -30,42 +31,63 @@ def live_records(temp_dir: str | Path | None = None) -> list[SessionRecord]:
 
 def nodes_of(records: list[SessionRecord], control_address: str) -> list[SessionRecord]:
     """Return those through which a driver can join the cluster of this control store: its head first, then the oldest."""
-    nodes = [record for record in records if record.part != "control store" and record.control_address == control_address]
+    nodes = [record for record in records if record.part != "control store" and is_same_cluster(record.control_address, control_address)]
     return sorted(nodes, key=lambda record: not record.is_head)
 
 
 def clusters(records: list[SessionRecord]) -> list[str]:
     """Return the control stores' addresses of what a driver can join: those started from a shell first, of these the newest first."""
     nodes = sorted((record for record in records if record.part != "control store"), key=lambda r: (r.is_daemon, r.started_at))
-    return list(dict.fromkeys(record.control_address for record in reversed(nodes)))
+    found: list[str] = []
+    for record in reversed(nodes):
+        if not any(is_same_cluster(record.control_address, address) for address in found):
+            found.append(record.control_address)
+    return found
+
+
+def is_same_cluster(one: str, other: str) -> bool:
+    """Whether two nodes that look for their control store at these addresses belong together: one may know of more standbys."""
+    return not set(split(one)).isdisjoint(split(other))
 
 
 def resolve(text: str, known: Sequence[str]) -> str:
     """Return the transport address of what users write as HOST:PORT: a known one, if it is the same place.
 
+    Several, with commas between them, are the places of one cluster's control stores; so are those known, to which others are added.
     ValueError if it is no address. Blocks while the system looks up names.
     """
     if text in known:
         return text
     if "://" in text:
         raise ValueError("shoal has no client protocol of its own. Give HOST:PORT of the control store.")
+    wanted = [_parse(part.strip()) for part in text.split(",")]
+    for address in known:
+        others = [str(where) for where in wanted if not any(_is_same(where, one) for one in split(address))]
+        if len(others) < len(wanted):
+            return ",".join([address, *others])
+    return ",".join(map(str, wanted))
+
+
+def spell(address: str) -> str:
+    """Return an address as users write it: HOST:PORT; what is no TCP address stays as it is."""
+    return ",".join(one.removeprefix("tcp:") for one in split(address))
+
+
+def _parse(text: str) -> TcpAddress:
     try:
         where = parse_address("tcp:" + text.removeprefix("tcp:"))
     except ValueError:
         where = None
     if not isinstance(where, TcpAddress) or not where.port:
         raise ValueError("it is no address. Give HOST:PORT of the control store, for example 10.0.0.1:6379 or [fd00::1]:6379.")
-    wanted = _addresses_of(where.host)
-    for address in known:
-        other = parse_address(address)
-        if isinstance(other, TcpAddress) and other.port == where.port and wanted & _addresses_of(other.host):
-            return address
-    return str(where)
+    return where
 
 
-def spell(address: str) -> str:
-    """Return an address as users write it: HOST:PORT; what is no TCP address stays as it is."""
-    return address.removeprefix("tcp:")
+def _is_same(where: TcpAddress, address: str) -> bool:
+    other = parse_address(address)
+    if not isinstance(other, TcpAddress) or other.port != where.port:
+        return False
+    return bool(_addresses_of(where.host) & _addresses_of(other.host))
 
 
 def _addresses_of(host: str) -> set[str]:

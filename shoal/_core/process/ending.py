@@ -3,7 +3,7 @@
 driver's lifeline ends, or its pidfd says that it is gone ─▶ at once
 a byte on the lifeline, SIGTERM, SIGINT                    ─▶ in good order
 a daemon has no driver: signals only
-its node was declared dead                                 ─▶ at once, and then anew as another node
+its node was declared dead, or it leads no more            ─▶ at once, and then anew: as another node, as a standby
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Ending:
         self._loop = loop
         self._lifeline = lifeline
         self._stopping: asyncio.Future[bool] = loop.create_future()
-        #: The process lives on as another node.
+        #: The process lives on, from its beginning.
         self.anew = False
         #: Descriptors that stay readable when the driver is gone.
         self._watched: list[int] = []

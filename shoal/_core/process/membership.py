@@ -7,16 +7,17 @@ node            join(): a key of its own, a certificate of the authority, both i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal._core.control_link.addresses import dial, split
 from shoal._core.process.session import Session
 from shoal._core.transport import Connection, NoCertificate, RequestFailed, SocketTransport, Trust
 from shoal._core.transport.addresses import UnixAddress, is_loopback, parse_address
-from shoal._core.transport.authority import Authority, keep_certificate, new_request, open_authority
+from shoal._core.transport.authority import Authority, adopt_authority, keep_certificate, new_request, open_authority
 from shoal._core.transport.preamble import RECEPTION
-from shoal._core.transport.trust import SHORTEST_TOKEN_BYTES
+from shoal._core.transport.trust import SHORTEST_TOKEN_BYTES, Tokens
 from shoal._core.wire.messages import IssueCertificate, ListNodes, Message, Ping, RotateToken
 
 if TYPE_CHECKING:
@@ -24,14 +25,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("shoal.head")
 
+#: Names of the secrets in the tables.
+_TOKENS, _KEY, _CERTIFICATE = b"tokens", b"authority_key", b"authority_certificate"
 #: What may be asked by those who hold the token and have no certificate: the command line of a machine without a node, and nodes that join.
 _ASKED_BY_VISITORS = (Ping, ListNodes, IssueCertificate, RotateToken)
 
 
 def leaves(address: str) -> bool:
-    """Whether what is sent to an address, or comes to who listens there, is seen by other machines."""
-    where = parse_address(address)
-    return not isinstance(where, UnixAddress) and not is_loopback(where.host)
+    """Whether other machines see what is sent to an address, or one of several, or what comes to who listens there."""
+    places = [parse_address(one) for one in split(address)]
+    return any(not isinstance(where, UnixAddress) and not is_loopback(where.host) for where in places)
 
 
 class Membership:
@@ -51,6 +54,23 @@ class Membership:
     def of_listener(cls, session: Session, trust: Trust, listen: str) -> Membership:
         """Make, or find again, the authority that listening at this address needs. ImportError says what to install for it."""
         return cls(session, trust, open_authority(session.directory) if leaves(listen) else None)
+
+    def restore(self, kept: Mapping[bytes, bytes]) -> None:
+        if text := kept.get(_TOKENS):
+            tokens = Tokens.from_text(text.decode())
+            if self._trust.tokens.current not in tokens:
+                tokens = tokens.rotated(self._trust.tokens.current)  # started with another one: that is a change of it
+            self._trust.tokens = tokens
+            self._session.keep_tokens(tokens)
+        if self._authority is not None and _KEY in kept:
+            self._authority = Authority(kept[_KEY], kept[_CERTIFICATE])
+            adopt_authority(self._session.directory, self._authority)
+
+    def kept(self) -> dict[bytes, bytes]:
+        found = {_TOKENS: self._trust.tokens.to_text().encode()}
+        if self._authority is not None:
+            found |= {_KEY: self._authority.key, _CERTIFICATE: self._authority.certificate}
+        return found
 
     def issue(self, request: bytes) -> tuple[bytes, bytes]:
         if self._authority is None:
@@ -102,7 +122,7 @@ async def join(transport: SocketTransport, control_address: str, listen: str, di
     if not leaves(control_address) and not (listen and leaves(listen)):
         return
     key, request = new_request()
-    connection = await transport.connect(control_address, _ignore, target=RECEPTION)
+    connection = await dial(split(control_address), lambda one: transport.connect(one, _ignore, target=RECEPTION))
     try:
         issued: CertificateIssued = await connection.request(IssueCertificate(0, request))
     except RequestFailed as error:

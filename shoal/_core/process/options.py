@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from shoal._base.settings import Settings
+from shoal._base.storage_place import StoragePlace
 from shoal._core.transport.errors import RequestFailed
 
 _T = TypeVar("_T")
@@ -56,12 +57,18 @@ class ControlOptions(msgspec.Struct, kw_only=True):
     listen: str = "tcp:127.0.0.1:0"
     #: What others connect to if it listens at all addresses.
     node_ip: str = "127.0.0.1"
+    #: Where the tables lie.
+    storage: StoragePlace = StoragePlace()
+    #: Another control store may lead: wait until it is gone, however long that takes. With tables in etcd.
+    standby: bool = False
     temp_dir: str = ""
     settings: Settings = Settings()
     # filled in by start_control_store
     session_dir: str = ""
     driver_pid: int = 0  #: 0: a daemon
     driver_started: int = 0  # clock ticks after boot, as in session.json
+    #: In etcd, of the control store whose place this one takes.
+    lease: int = 0
     # filled in by restart_control_store
     restarted: bool = False
 

@@ -108,6 +108,13 @@ class Session:
         record.pid, record.start_time, record.started_at = os.getpid(), me.start_time if me else 0, time.time()
         write_private(self.directory / paths.RECORD_FILE, msgspec.json.encode(record))
 
+    def record_control_stores(self, addresses: str) -> None:
+        """Write down where else the control store may be, for commands and drivers that come when it has moved."""
+        record = read_record(self.directory)
+        if record is not None:  # else the session ends just now
+            record.control_address = addresses
+            write_private(self.directory / paths.RECORD_FILE, msgspec.json.encode(record))
+
     def read_record(self) -> SessionRecord:
         """Return what ``record`` wrote. FileNotFoundError when the session has ended."""
         return msgspec.json.decode((self.directory / paths.RECORD_FILE).read_bytes(), type=SessionRecord)

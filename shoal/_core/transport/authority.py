@@ -99,10 +99,16 @@ def open_authority(directory: Path) -> Authority:
     try:
         return Authority((directory / AUTHORITY_KEY_FILE).read_bytes(), (directory / AUTHORITY_FILE).read_bytes())
     except FileNotFoundError:
-        authority, own = Authority.create(), new_request()
-        keep_certificate(directory, own.key, authority.issue(own.request), authority.certificate)
-        write_private(directory / AUTHORITY_KEY_FILE, authority.key)  # last: where it is, everything is
+        authority = Authority.create()
+        adopt_authority(directory, authority)
         return authority
+
+
+def adopt_authority(directory: Path, authority: Authority) -> None:
+    """Make ``directory`` that of this authority, with a certificate for this node."""
+    own = new_request()
+    keep_certificate(directory, own.key, authority.issue(own.request), authority.certificate)
+    write_private(directory / AUTHORITY_KEY_FILE, authority.key)  # last: where it is, everything is
 
 
 class _Cryptography:

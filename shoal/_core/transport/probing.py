@@ -43,9 +43,19 @@ async def visit(address: str, tokens: Tokens, message: Message, *, timeout_s: fl
     Raises within ``timeout_s`` what ``probe`` raises of those who are no control store, and RequestFailed: its answer is no;
     ConnectionLost: it ended before it answered; TimeoutError: it does not answer.
     """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
-    connection = await SocketTransport(loop, Trust(tokens)).connect(address, _ignore, target=RECEPTION, timeout_s=timeout_s)
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    connection = await enter(address, tokens, timeout_s=timeout_s)
+    return await put_question(connection, address, message, deadline, timeout_s)
+
+
+async def enter(address: str, tokens: Tokens, *, timeout_s: float) -> Connection:
+    """Connect as a visitor. Raises as ``visit``."""
+    transport = SocketTransport(asyncio.get_running_loop(), Trust(tokens))
+    return await transport.connect(address, _ignore, target=RECEPTION, timeout_s=timeout_s)
+
+
+async def put_question(connection: Connection, address: str, message: Message, deadline: float, timeout_s: float) -> Any:
+    """Ask on a connection, close it, and return the answer. Raises as ``visit``."""
     try:
         async with asyncio.timeout_at(deadline):
             return await connection.request(message)

@@ -762,6 +762,12 @@ class NodesChanged(Message, tag=99):
     whole: bool = False
 
 
+class ControlStores(Message, tag=100):
+    """Control store to node agent, and on to the processes of its node: where to look for it, if it is lost: here or at a standby's."""
+
+    addresses: list[str]
+
+
 class ReportResources(Message, tag=98):
     """Control store to node agent; answered by NodeList with one entry."""
 
@@ -1016,7 +1022,7 @@ class Published(Message, tag=151):
 AnyMessage = (
     Ack | Failed | CancelRequest | Ping | IssueCertificate | CertificateIssued | RotateToken | TokenChanged
     | RegisterProcess | Registered | ProcessExiting | StopProcess | LogLines | NameProcess | FlushLogs | KillProcess
-    | Dial | SocketReady | TakeSocket | LeaseSpilled | NodesChanged
+    | Dial | SocketReady | TakeSocket | LeaseSpilled | NodesChanged | ControlStores
     | RequestLease | LeaseGranted | ReturnLease | LeaseWanted | WorkerDied | WorkerBlocked | WorkerUnblocked | LeaseInfeasible
     | CreateObject | ObjectCreated | SealObject | AbortObject | PinObjects | ObjectsPinned | UnpinObjects | FreeObjects | AdoptObjects
     | PromoteCopy

@@ -19,7 +19,7 @@ from shoal import exceptions
 from shoal._base.ids import ObjectId, task_of
 from shoal._base.references import ObjectRef
 from shoal._base.settings import Settings
-from shoal._core.control_link import ControlLink
+from shoal._core.control_link import ControlAddresses, ControlLink, dial
 from shoal._core.object_store import StoreClient
 from shoal._core.serialization import deserialize_error, serialize_system_error
 from shoal._core.transport import ConnectFailed, Connection, Listener, RequestFailed, Transport
@@ -142,6 +142,7 @@ class Core:
             m.NodesChanged: self._nodes_changed,
             m.TakeSocket: connector.on_take_socket,
             m.TokenChanged: lambda _agent, message: on_token(message.token),
+            m.ControlStores: lambda _agent, message: self._control_addresses.learn(message.addresses),
             **self._shared,
         }
         self._from_control_store: dict[type, Callable[[Any, Any], None]] = {
@@ -162,15 +163,16 @@ class Core:
         self.agent.on_batch_end = self.flush
 
     async def connect_control_store(self, address: str, *, lasting: bool) -> None:
-        """Connect; ``lasting``: the control store is a process of its own, and comes back when it died.
+        """Connect to one of the addresses; ``lasting``: the control store is a process of its own, and comes back when it died.
 
         Waits for one that is not there just now, a driver for ``control_store_timeout_s``. Raises ConnectFailed.
         """
         settings = self.settings
         give_up_s = math.inf if self.runs_tasks else settings.control_store_timeout_s
+        self._control_addresses = addresses = ControlAddresses(address)
         self.control_store = link = ControlLink(
             self.loop,
-            lambda on_message, on_close: self._transport.connect(address, on_message, on_close),
+            lambda on_message, on_close: dial(addresses.all(), lambda one: self._transport.connect(one, on_message, on_close)),
             self.me.worker_id,
             on_refused=self._refused,
             on_end=self._session_lost,

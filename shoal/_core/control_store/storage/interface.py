@@ -18,11 +18,26 @@ class Change(NamedTuple):
     value: bytes | None
 
 
+class StorageUnavailable(Exception):
+    """The storage does not answer now. What was to be written may be there or not: the caller writes it again."""
+
+
+class Deposed(Exception):
+    """Somebody else writes these tables now: nothing was written, and nothing will be any more."""
+
+
 class Storage(Protocol):
-    """Called from the control store's loop only; no method may start a thread or keep a reference to its arguments' containers.
+    """Called by one thread at a time; no method may start a thread or keep a reference to its arguments' containers.
 
     Table names are identifiers chosen by the caller; a table exists from the first touch on and an unknown one reads as empty.
     """
+
+    #: Whether ``apply`` waits for another machine. It is called in a thread then; a local one is called on the loop, where a change of
+    #: thread would cost more than the write (``outbox.py`` has the figures).
+    is_remote: bool
+
+    def is_current(self) -> bool:
+        """Whether nobody else can have written since the last ``apply``. Without it nobody may be told anything. Asked on the loop."""
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """Return the row's value, or None."""
@@ -34,7 +49,8 @@ class Storage(Protocol):
         """Make all changes or none, durably, before returning; the later of two changes of one row wins.
 
         Called once per loop iteration that changed anything, so its cost is shared by all changes of that iteration.
-        Raises OSError or the backend's own error when nothing was written; the caller keeps the batch and tries again.
+        Raises OSError or the backend's own error when nothing was written, StorageUnavailable when that is not known; the caller keeps the
+        batch and tries again. Raises Deposed when there is no use in that.
         """
 
     def put(self, table: str, key: bytes, value: bytes) -> None:

@@ -8,8 +8,13 @@ from .interface import Change
 
 
 class MemoryStorage:
+    is_remote = False
+
     def __init__(self) -> None:
         self.tables: dict[str, dict[bytes, bytes]] = {}
+
+    def is_current(self) -> bool:
+        return True
 
     def get(self, table: str, key: bytes) -> bytes | None:
         return self.tables.get(table, {}).get(key)

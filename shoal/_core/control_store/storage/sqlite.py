@@ -32,6 +32,8 @@ class SqliteStorage:
     Raises TablesDamaged when the file is no database, or pages of it are torn.
     """
 
+    is_remote = False
+
     def __init__(self, path: str | Path, *, power_safe: bool = False) -> None:
         self.path = str(path)
         # Functions, arguments of actors and key-values of the user lie in it. SQLite gives its log the same mode.
@@ -60,6 +62,9 @@ class SqliteStorage:
         if found != ["ok"]:
             raise TablesDamaged("; ".join(found))
         self._tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+    def is_current(self) -> bool:
+        return True
 
     def get(self, table: str, key: bytes) -> bytes | None:
         if table not in self._tables:
