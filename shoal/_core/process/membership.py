@@ -17,7 +17,7 @@ from shoal._core.transport.addresses import UnixAddress, is_loopback, parse_addr
 from shoal._core.transport.authority import Authority, keep_certificate, new_request, open_authority
 from shoal._core.transport.preamble import RECEPTION
 from shoal._core.transport.trust import SHORTEST_TOKEN_BYTES
-from shoal._core.wire.messages import IssueCertificate, ListNodes, Message, Ping, RotateToken
+from shoal._core.wire.messages import DrainNode, IssueCertificate, ListNodes, Message, Ping, RotateToken
 
 if TYPE_CHECKING:
     from shoal._core.wire.messages import CertificateIssued
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("shoal.head")
 
 #: What may be asked by those who hold the token and have no certificate: the command line of a machine without a node, and nodes that join.
-_ASKED_BY_VISITORS = (Ping, ListNodes, IssueCertificate, RotateToken)
+_ASKED_BY_VISITORS = (Ping, ListNodes, IssueCertificate, RotateToken, DrainNode)
 
 
 def leaves(address: str) -> bool:
