@@ -102,7 +102,7 @@ class Moving:
             return False
         if place is None:
             return False
-        taken = self._store.take_over(object_id, copy.owner, copy.refs)
+        taken = self._store.promote(object_id, copy.owner, copy.refs)
         self._client.unpin(object_id)
         return taken
 

@@ -293,15 +293,6 @@ class ObjectStore:
         """Return the sealed objects whose primary copies are here, and their owners. O(objects)."""
         return [(object_id, entry.owner) for owned in self._residence.by_owner.values() for object_id, entry in owned.items()]
 
-    def take_over(self, object_id: bytes, owner: Address, refs: list[ObjectRefInfo]) -> bool:
-        """Make the copy here the primary copy; it stays until it is freed. False: there is none (any more)."""
-        entry = self._residence.objects.get(object_id)
-        if entry is None or not entry.sealed:
-            return False
-        if entry.is_copy:
-            self._residence.promote(entry, owner, refs)
-        return True
-
     def objects_of(self, worker_id: bytes) -> list[StoredObject]:
         """Return the sealed objects whose owner is this process."""
         owned = self._residence.by_owner.get(worker_id, {}).values()

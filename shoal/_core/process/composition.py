@@ -161,6 +161,9 @@ class HeadParts:
         await link.open(patient=self._options.anew)
 
     def _declared_dead(self, error: RequestFailed) -> None:
+        if self.node_agent.node.draining:
+            self._end()
+            return
         log.warning(
             "This node (%s) was declared dead while the control store did not hear it. Its workers are killed, its objects are dropped, "
             "and it joins again as another node. %s",

@@ -306,7 +306,7 @@ class Objects:
         self.core.flush()
 
     def moved(self, entry: Entry, stored: Stored) -> None:
-        """The primary copy is another one from now on: the task was run again for the sake of another result."""
+        """The primary copy is another one from now on: its node leaves, or the task was run again for the sake of another result."""
         if entry.data.node_id != stored.node_id:
             self.free_stored(entry.object_id, entry.data.node_id)
             entry.data = stored
@@ -330,7 +330,7 @@ class Objects:
         if entry.kind == STORED and entry.data.node_id == source:
             self.moved(entry, stored)
         elif entry.kind != STORED or entry.data.node_id != stored.node_id:  # it was made again elsewhere, or nobody needs it
-            self.free_stored(entry.object_id, stored.node_id)
+            self.free_copy(entry.object_id, stored.node_id)
 
     def lost(self, entry: Entry, node_id: bytes) -> None:
         """A node cannot produce the value. Old news if it is being computed again, or lies elsewhere by now."""
