@@ -38,7 +38,7 @@ from shoal._core.process.discovery import spell
 from shoal._core.process.options import ControlOptions, HeadOptions
 from shoal._core.process.start import HeadProcess, start_control_store, start_head
 from shoal._core.transport.trust import Tokens
-from shoal._core.wire.messages import ListNodes, NodeList, NodeRecord
+from shoal._core.wire.messages import DRAIN_PREEMPTION, Ack, DrainNode, ListNodes, NodeList, NodeRecord
 
 __all__ = ["Cluster", "ClusterNode"]
 
@@ -46,6 +46,8 @@ __all__ = ["Cluster", "ClusterNode"]
 STORE_BYTES = 150 << 20
 #: Seconds that a node gets to end in good order.
 _GRACE_S = 5.0
+#: Seconds that a node which is removed has for what runs there.
+_DRAIN_S = 5.0
 _STEP_S = 0.005
 
 #: Arguments that Ray's tests give to nodes, and that ask for nothing that could differ here.
@@ -193,7 +195,8 @@ class Cluster:
         """End a node; its tasks, actors and objects go on elsewhere as far as they can. Blocks until the control store counts it dead.
 
         Args:
-            allow_graceful: let it end in good order; otherwise it is killed, as when its machine is lost.
+            allow_graceful: let it leave in good order, as by ``shoal drain-node``, within 5 s (the only node has nobody to leave its work
+                to, and ends at once); otherwise it is killed, as when its machine is lost.
 
         Raises:
             ValueError: this process is a driver on that node, or the node is none of this cluster.
@@ -205,6 +208,8 @@ class Cluster:
                 f"This process is a driver on {node!r}: without it, the driver has no way to the cluster. Call shoal.shutdown() first, or "
                 "remove another node."
             )
+        if allow_graceful and node.is_alive():
+            self._drain(node)
         self._end(node, graceful=allow_graceful)
         if self._control_store is not None and self._control_store.is_alive():
             self._wait_until(lambda alive: node.node_id not in alive, 30.0, f"the death of the node {node.node_id[:12]} to be known")
@@ -243,6 +248,16 @@ class Cluster:
             self.head_node = None
         else:
             self.worker_nodes.remove(node)
+
+    def _drain(self, node: ClusterNode) -> None:
+        """Have the node leave in good order, and wait until it has."""
+        if not any(record.takes_work for record in self._list_records() if record.node_id.hex() != node.node_id):
+            return
+        drain = DrainNode(0, bytes.fromhex(node.node_id), DRAIN_PREEMPTION, "it is removed from the cluster", _DRAIN_S)
+        ask(self._control_address, Tokens(self._token), drain, Ack)
+        deadline = time.monotonic() + _DRAIN_S + _GRACE_S
+        while node.is_alive() and time.monotonic() < deadline:
+            time.sleep(_STEP_S)
 
     def _wait_until(self, condition: Any, timeout_s: float, what: str) -> None:
         deadline = time.monotonic() + timeout_s

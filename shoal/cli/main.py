@@ -14,6 +14,7 @@ from shoal._base.version import __version__
 _COMMANDS = {
     "start": ("start", "start"),
     "stop": ("stop", "stop"),
+    "drain-node": ("drain", "drain_node"),
     "status": ("status", "status"),
     "health-check": ("status", "health_check"),
     "get-auth-token": ("token", "get_auth_token"),

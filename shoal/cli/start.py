@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
-import select
-import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .block import block as block_until_end
 from .node_options import node_options, read_options
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from shoal._core.process.session import SessionRecord
 
 DEFAULT_PORT = 6379
-#: Seconds that ``--block`` gives the node to end when it is asked to.
-_GRACE_S = 30.0
 
 
 @click.command()
@@ -48,7 +45,7 @@ _GRACE_S = 30.0
 @click.option(
     "--standby", is_flag=True, help="Start a control store that takes over when the one that leads is gone. With --head, and etcd."
 )
-@click.option("--block", is_flag=True, help="Stay in the foreground; end the node when this command is ended.")
+@click.option("--block", is_flag=True, help="Stay in the foreground; SIGTERM lets the node leave in good order, within 30 s.")
 @node_options
 def start(head: bool, address: str | None, port: int | None, storage: str | None, standby: bool, block: bool, **given: Any) -> None:
     """Start the head of a new cluster on this machine, or a node that joins one."""
@@ -73,7 +70,7 @@ def start(head: bool, address: str | None, port: int | None, storage: str | None
         started = _join(str(address), given)
     click.echo(_standby_steps(started) if standby else _next_steps(started, head=head))
     if block:
-        _block(started, head=head)
+        block_until_end(started, head=head)
 
 
 def _control_options(node_ip: str, port: int, options: HeadOptions, place: StoragePlace) -> ControlOptions:
@@ -188,40 +185,3 @@ def _standby_steps(control: SessionRecord) -> str:
         f"Logs: {control.session_dir}/logs",
     ]  # fmt: skip
     return "\n".join(lines)
-
-
-def _block(node: SessionRecord, *, head: bool) -> None:
-    """Stay until the node ends or a signal comes; then end what was started."""
-    from shoal._core.process.discovery import is_same_cluster, live_records
-    from shoal._core.process.stopping import stop
-
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    previous_wakeup = signal.set_wakeup_fd(writing)
-    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        pidfd = os.pidfd_open(node.pid)
-    except ProcessLookupError:
-        raise click.ClickException(f"The node (pid {node.pid}) has ended. Its logs are in {node.session_dir}/logs.") from None
-    try:
-        poll = select.poll()
-        poll.register(reading, select.POLLIN)
-        poll.register(pidfd, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poll.poll()}
-        asked = reading in ready
-        mine = [
-            record
-            for record in live_records()
-            if record.pid == node.pid
-            or (head and record.part == "control store" and is_same_cluster(record.control_address, node.control_address))
-        ]
-        stop(mine, _GRACE_S)
-    finally:
-        os.close(pidfd)
-        signal.set_wakeup_fd(previous_wakeup)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        os.close(reading)
-        os.close(writing)
-    if not asked:
-        raise click.ClickException(f"The node (pid {node.pid}) has ended unexpectedly. Its logs are in {node.session_dir}/logs.")

@@ -44,11 +44,11 @@ def render(nodes: Iterable[NodeRecord], now: float, *, verbose: bool = False) ->
     nodes = list(nodes)
     alive = [node for node in nodes if node.alive]
     idle = [node for node in alive if not _used(node)]
-    failed = [node for node in nodes if not node.alive and node.death_reason]
+    failed = [node for node in nodes if not node.alive and node.death_reason and not node.draining]
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now)) + f".{int(now % 1 * 1e6):06d}"
     lines = [f"======== Autoscaler status: {stamp} ========", "Node status", _RULE]
-    lines += _section("Active", [f" 1 {_name(node)}" for node in alive if node not in idle], " (no active nodes)")
-    lines += _section("Idle", [f" 1 {_name(node)}" for node in idle], " (no idle nodes)")
+    lines += _section("Active", [f" 1 {_name(node)}{_leaves(node, now)}" for node in alive if node not in idle], " (no active nodes)")
+    lines += _section("Idle", [f" 1 {_name(node)}{_leaves(node, now)}" for node in idle], " (no idle nodes)")
     lines += _section("Pending", [], " (no pending nodes)")
     lines += _section("Recent failures", [f" {_name(node)}: {node.death_reason}" for node in failed], " (no failures)")
     lines += ["", "Resources", _RULE, *_section("Total Usage", _usage(alive), " (no resources)")]
@@ -69,6 +69,10 @@ def _section(title: str, lines: list[str], otherwise: str) -> list[str]:
 
 def _name(node: NodeRecord) -> str:
     return f"node_{node.node_id.hex()}" + (f" ({node.name})" if node.name and node.name != node.ip else "")
+
+
+def _leaves(node: NodeRecord, now: float) -> str:
+    return f" leaves within {max(0.0, node.leaves_at - now):.0f} s ({node.draining})" if node.draining else ""
 
 
 def _used(node: NodeRecord) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal._core.wire.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_RESTARTING, ActorUpdate, Address, Cause, Shape, TaskTemplate
+from shoal._core.wire.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_RESTARTING, DRAINED, ActorUpdate, Address, Cause, Shape, TaskTemplate
 from shoal._core.worker.actor_calls import ActorCalls
 from shoal._core.worker.records import TaskRecord
 
@@ -116,3 +116,76 @@ def test_an_old_word_is_ignored():
     calls.updated(ActorUpdate(ACTOR, ACTOR_RESTARTING, 1))
     submit(calls, call(b"1"))
     assert shell.sent == [b"1"]
+
+
+# --- an actor that moves to another node
+
+
+def moved() -> ActorUpdate:
+    return ActorUpdate(ACTOR, ACTOR_RESTARTING, 1, cause=Cause(DRAINED))
+
+
+def test_calls_that_are_handed_back_go_to_the_next_incarnation_in_order_and_cost_no_retry():
+    calls, shell = make()
+    calls.updated(alive())
+    records = [call(name) for name in (b"1", b"2", b"3")]
+    submit(calls, *records)
+    calls.handed_back([b"2"])
+    submit(calls, call(b"4"))
+    calls.handed_back([b"3"])
+    calls.check()
+    assert shell.sent == [b"1", b"2", b"3"], "nothing more is sent to one that leaves"
+    assert calls.finished(b"1") is records[0], "it answers what it has begun"
+    calls.updated(moved())
+    calls.disconnected()
+    calls.updated(alive(1, SECOND))
+    assert shell.sent[3:] == [b"2", b"3", b"4"]
+    assert not shell.failed
+    calls.check()
+
+
+def test_a_reply_that_is_still_in_the_socket_of_an_actor_that_has_moved_is_not_missed():
+    calls, shell = make()
+    calls.updated(alive())
+    record = call(b"1")
+    submit(calls, record)
+    calls.updated(moved())
+    assert not shell.failed
+    assert calls.finished(b"1") is record
+    calls.disconnected()
+    calls.check()
+
+
+def test_a_call_that_a_drain_has_killed_is_sent_again_without_using_up_a_retry():
+    calls, shell = make()
+    calls.updated(alive())
+    retried, once = call(b"1", retries=1), call(b"2")
+    submit(calls, retried, once)
+    calls.disconnected()
+    calls.updated(moved())
+    assert retried.retries == 1
+    assert shell.failed == [(b"2", "ActorUnavailableError")]
+
+
+def test_a_word_of_a_move_that_was_long_ago_makes_no_retry_free():
+    calls, _ = make()
+    calls.updated(moved())
+    calls.updated(ActorUpdate(ACTOR, ACTOR_ALIVE, 1, SECOND, cause=Cause(DRAINED)))
+    record = call(b"1", retries=1)
+    submit(calls, record)
+    calls.disconnected()
+    calls.reconnected()
+    assert record.retries == 0
+
+
+def test_a_call_that_was_handed_back_can_be_cancelled():
+    calls, shell = make()
+    calls.updated(alive())
+    first, second = call(b"1"), call(b"2")
+    submit(calls, first, second)
+    calls.handed_back([b"1", b"2"])
+    assert calls.remove(first)
+    calls.check()
+    calls.updated(moved())
+    calls.updated(alive(1, SECOND))
+    assert shell.sent[2:] == [b"2"]

@@ -14,7 +14,7 @@ from shoal._core.control_store.actors import ActorTable
 from shoal._core.control_store.instructions import ActorEnded, AnnounceActor, CancelStart, ForgetPlacement, PlaceActor, StartOn, StopOn
 from shoal._core.control_store.rows import encode
 from shoal._core.control_store.storage import Change
-from shoal._core.wire.messages import ActorSpec, Address, Cause, Shape
+from shoal._core.wire.messages import DRAINED, ActorSpec, Address, Cause, Shape
 
 JOB, OTHER_JOB = b"\0\0\0\1", b"\0\0\0\2"
 A, B, C = (name * 12 + JOB for name in (b"a", b"b", b"c"))
@@ -486,3 +486,61 @@ class ActorMachine(stateful.RuleBasedStateMachine):
 
 TestActorMachine = ActorMachine.TestCase
 TestActorMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+# --- nodes that drain
+
+LEAVES = Cause(DRAINED, "Its node leaves.")
+
+
+def test_an_actor_moves_off_a_node_that_drains_without_using_up_a_restart(table: ActorTable):
+    alive(table, A, max_restarts=1)
+    assert short(table.node_drains(N1, LEAVES)) == [("stop", N1, A, True, DRAINED)]
+    assert short(table.worker_died(A, 0, LEAVES)) == ["RESTARTING", PlaceActor(A)]
+    actor = table.get(A)
+    assert actor is not None
+    assert (actor.restarts, actor.moves, actor.incarnation, actor.restarts_left()) == (0, 1, 1, 1)
+    table.check()
+
+
+def test_an_actor_that_may_not_be_restarted_stays_until_the_node_leaves(table: ActorTable):
+    alive(table, A)
+    assert short(table.node_drains(N1, LEAVES)) == []
+    assert short(table.node_died(N1, LEAVES)) == [ForgetPlacement(A), "DEAD", "ended"]
+
+
+def test_one_whose_restarts_are_used_up_moves_all_the_same(table: ActorTable):
+    alive(table, A, max_restarts=1)
+    table.worker_died(A, 0, CRASH)
+    table.place(A, N1)
+    table.started(A, 1, N1, address(A, 1), None)
+    assert short(table.node_drains(N1, LEAVES)) == [("stop", N1, A, True, DRAINED)]
+    assert short(table.worker_died(A, 1, LEAVES)) == ["RESTARTING", PlaceActor(A)]
+
+
+def test_one_that_starts_on_a_node_that_drains_moves_when_it_lives(table: ActorTable):
+    table.create(spec(A, max_restarts=-1))
+    table.place(A, N1)
+    assert short(table.node_drains(N1, LEAVES)) == []
+    assert short(table.started(A, 0, N1, address(A), None)) == ["ALIVE", ("stop", N1, A, True, DRAINED)]
+
+
+def test_a_crash_on_a_node_that_drains_counts(table: ActorTable):
+    alive(table, A, max_restarts=1)
+    table.node_drains(N1, LEAVES)
+    table.worker_died(A, 0, CRASH)
+    actor = table.get(A)
+    assert actor is not None
+    assert actor.restarts == 1
+
+
+def test_moves_are_remembered_over_a_restart_of_the_control_store(table: ActorTable):
+    alive(table, A, max_restarts=3)
+    table.worker_died(A, 0, LEAVES)
+    actor = table.get(A)
+    assert actor is not None
+    loaded = ActorTable(history_limit=10)
+    loaded.load([(A, encode(actor.spec))], [(A, actor.row())])
+    again = loaded.get(A)
+    assert again is not None
+    assert (again.moves, again.restarts_left()) == (1, 3)

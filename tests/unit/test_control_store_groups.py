@@ -365,3 +365,27 @@ class GroupMachine(stateful.RuleBasedStateMachine):
 
 TestGroupMachine = GroupMachine.TestCase
 TestGroupMachine.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+
+
+def test_bundles_leave_a_node_that_drains():
+    nodes, groups = tables(node(N1), node(N2), node(N3))
+    create(groups, spec(b"g", [2, 2]))
+    for node_id in (N1, N2):
+        groups.prepared(b"g", node_id, ok=True)
+    for node_id in (N1, N2):
+        groups.committed(b"g", node_id, ok=True)
+    nodes.draining(N1, "preemption", 1.0)
+    assert short(groups.node_drains(N1)) == [BundlesLost(b"g")]
+    assert short(groups.schedule()) == [Prepare(N3, b"g", {0: {"CPU": 2}})], "not on the node that leaves"
+    groups.check()
+
+
+def test_a_bundle_that_is_committed_on_a_node_that_drains_by_now_goes_elsewhere():
+    nodes, groups = tables(node(N1), node(N2))
+    create(groups, spec(b"g", [2]))
+    groups.prepared(b"g", N1, ok=True)
+    nodes.draining(N1, "preemption", 1.0)
+    assert short(groups.node_drains(N1)) == [], "its answer is to come"
+    assert short(groups.committed(b"g", N1, ok=True)) == [BundlesLost(b"g")]
+    assert short(groups.schedule()) == [Prepare(N2, b"g", {0: {"CPU": 2}})]
+    groups.check()

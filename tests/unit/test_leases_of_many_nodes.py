@@ -232,3 +232,44 @@ def test_what_a_lease_costs_in_messages_does_not_grow_with_the_nodes(count: int,
             at, hops = answer, hops + 1
     assert granted == 2 * count
     assert asked <= 3 * 6 * count
+
+
+def leaves(name: str, cpus: int) -> NodeRecord:
+    found = record(name, cpus)
+    found.draining = "preemption"
+    return found
+
+
+def test_nothing_is_sent_to_a_node_that_leaves() -> None:
+    node = Node(record("a", 1), leaves("b", 8), record("c", 1))
+    assert [where(node.ask()) for _ in range(3)] == [["here"], ["c"], []]
+
+
+def test_a_node_that_leaves_sends_away_what_waits_calls_back_its_leases_and_grants_nothing() -> None:
+    node = Node(record("a", 1), record("b", 1, free=0))
+    assert where(node.ask()) == ["here"]
+    assert where(node.ask()) == [], "it waits"
+    node.own.draining = "preemption"
+    out = node.leases.drain(0.0)
+    assert [type(one) for one in out] == [Want, Spill]
+    assert where(node.ask()) == ["b"]
+    (lease,) = node.leases.leases.values()
+    node.leases.end(lease.lease_id)
+    assert where(node.ask(hops=3)) == ["b"], "free as it is"
+    assert not node.leases.prepare(b"g", {0: {"CPU": UNIT}}, 0.0)
+
+
+def test_what_no_other_node_can_run_waits_unserved_on_a_node_that_leaves() -> None:
+    node = Node(record("a", 2, gpu=1), record("b", 2))
+    node.own.draining = "preemption"
+    node.leases.drain(0.0)
+    assert where(node.ask(gpu=1)) == ["TellInfeasible"]
+    assert where(node.changed(record("c", 2, gpu=1))) == ["c"]
+
+
+def test_an_actor_that_was_sent_to_a_node_that_leaves_is_refused() -> None:
+    node = Node(record("a", 2))
+    node.own.draining = "preemption"
+    node.leases.drain(0.0)
+    refused = node.leases.add(LeaseRequest(0, 1, Shape(b"j"), 0.0, actor_id=b"actor"))
+    assert [one.kind for one in refused if isinstance(one, Refuse)] == ["NodeLeaves"]

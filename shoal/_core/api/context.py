@@ -12,7 +12,7 @@ from shoal._base import runtime as holder
 from shoal._base.ids import ActorID, JobID, NodeID, PlacementGroupID, TaskID
 from shoal._base.runtime import Runtime, TaskContext
 from shoal._core.scheduling.resources import to_floats, total_of
-from shoal._core.wire.messages import GetActor, ListNodes, NodeRecord
+from shoal._core.wire.messages import DRAIN_IDLE, GetActor, ListNodes, NodeRecord
 from shoal.exceptions import RaySystemError
 
 from .actor_handle import ActorHandle, handle_from_spec
@@ -266,12 +266,20 @@ def _describe(node: NodeRecord) -> dict[str, Any]:
         "DashboardAgentListenPort": 0,
         "RuntimeEnvAgentPort": 0,
         "NodeName": node.name or node.ip,
-        "DeathReason": 0 if node.alive else 1,
+        "Draining": node.alive and bool(node.draining),
+        "DeathReason": _death_reason(node),
         "DeathReasonMessage": node.death_reason,
         "alive": node.alive,
         "Resources": to_floats(node.total) if node.alive else {},
         "Labels": dict(node.labels),
     }
+
+
+def _death_reason(node: NodeRecord) -> int:
+    """Return Ray's number: 0 it lives, 1 it ended, 3 it was drained as its machine was taken away, 4 as it was idle."""
+    if node.alive or not node.draining:
+        return int(not node.alive)
+    return 4 if node.draining.startswith(DRAIN_IDLE) else 3
 
 
 def _hex(task: TaskContext | None, field: str) -> str | None:

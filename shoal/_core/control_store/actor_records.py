@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shoal._core.wire.messages import ACTOR_PENDING, ActorSpec, ActorUpdate, Address, Cause
+from shoal._core.wire.messages import ACTOR_ALIVE, ACTOR_PENDING, ActorSpec, ActorUpdate, Address, Cause
 
 from .rows import ActorRow, encode
 
@@ -33,6 +33,8 @@ class Actor:
     starting: bool = False
     #: This incarnation, starting or alive, is being killed in order to start again.
     interrupted: bool = False
+    #: Starts that were due to the drain of a node: they count against nothing.
+    moves: int = 0
     #: The worker's end was reported before the answer to StartActor was handled.
     early_death: Cause | None = None
 
@@ -40,13 +42,17 @@ class Actor:
         limit = self.spec.max_restarts
         return -1 if limit < 0 else max(0, limit - self.restarts)
 
+    def may_move(self) -> bool:
+        """Whether it may be ended on a node that drains, to start elsewhere."""
+        return self.spec.max_restarts != 0 and self.state == ACTOR_ALIVE and self.ending is None and not self.interrupted
+
     def update(self) -> ActorUpdate:
         return ActorUpdate(self.spec.actor_id, self.state, self.incarnation, self.address, self.cause, self.restarts_left())
 
     def row(self) -> bytes:
         row = ActorRow(
             self.state, self.incarnation, self.restarts, self.node_id, self.starting, self.address, self.cause, self.ending,
-            self.interrupted,
+            self.interrupted, self.moves,
         )  # fmt: skip
         return encode(row)
 

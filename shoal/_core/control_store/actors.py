@@ -11,6 +11,9 @@
 Exactly one live incarnation: a new one is asked for only when the agent has answered the request for the one before, and has reported
 the end of its worker (or when the agent's node is gone). So an interrupted start (``interrupted``) waits for the agent's answer.
 
+An actor on a node that drains is asked to end after the calls it has, if it may be restarted, and starts elsewhere; that is a move, and
+does not count as a restart. Others stay until the node leaves.
+
 An actor that goes out of scope ends in good order: it stays ALIVE, nameless, with ``ending`` set, until its worker has left.
 """
 
@@ -23,7 +26,7 @@ from typing import TypeVar
 
 import msgspec
 
-from shoal._core.wire.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, ACTOR_RESTARTING, ActorSpec, Address, Cause
+from shoal._core.wire.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, ACTOR_RESTARTING, DRAINED, ActorSpec, Address, Cause
 
 from .actor_index import ActorIndex
 from .actor_records import FINAL_CAUSES, Actor, ActorStatistics, NameTaken
@@ -52,6 +55,8 @@ class ActorTable:
         self._unwanted: OrderedDict[bytes, Cause] = OrderedDict()
         #: Processes that were killed, by worker id: what they asked for last may come after the word of their end.
         self._dead_owners: OrderedDict[bytes, Cause] = OrderedDict()
+        #: Nodes that drain.
+        self._draining: dict[bytes, Cause] = {}
 
     # --- reading
 
@@ -170,7 +175,7 @@ class ActorTable:
         instructions: list[Instruction] = [self._save(actor), AnnounceActor(actor.update())]
         if interrupted:  # the cancellation came too late
             instructions.append(StopOn(node_id, actor_id, False, Cause("killed", "It was killed by shoal.kill().")))
-        return instructions
+        return instructions + self._move(actor)
 
     def start_failed(self, actor_id: bytes, incarnation: int, node_id: bytes) -> list[Instruction]:
         """The agent refused to start it, or has cancelled it as asked: look for a place again. A refusal costs no restart."""
@@ -195,9 +200,16 @@ class ActorTable:
             return []
         return self._worker_ended(actor, cause) if actor.state == ACTOR_ALIVE else []
 
+    def node_drains(self, node_id: bytes, cause: Cause) -> list[Instruction]:
+        """The node leaves in good order: those of its actors that may be restarted move. Repeating it asks them again."""
+        self._draining[node_id] = cause
+        there = sorted(self._index.by_node.get(node_id, ()))
+        return [instruction for actor_id in there for instruction in self._move(self._actors[actor_id])]
+
     def node_died(self, node_id: bytes, cause: Cause) -> list[Instruction]:
         """Everything on the node is gone, and open requests to it will not be answered."""
         instructions: list[Instruction] = []
+        self._draining.pop(node_id, None)
         for actor_id in sorted(self._index.by_node.get(node_id, ())):
             actor = self._actors[actor_id]
             actor.starting = False
@@ -285,7 +297,7 @@ class ActorTable:
                 self._index.free_name(actor.spec)
             if actor.node_id:
                 self._index.by_node.setdefault(actor.node_id, set()).add(actor_id)
-            actor.starting, actor.interrupted = row.starting, row.interrupted
+            actor.starting, actor.interrupted, actor.moves = row.starting, row.interrupted, row.moves
             if not row.starting and actor.state != ACTOR_ALIVE:
                 instructions.append(PlaceActor(actor_id))
         return instructions + self._drop_oldest()
@@ -316,6 +328,11 @@ class ActorTable:
         actors = (self._actors.get(actor_id) for actor_id in sorted(actor_ids))
         return [actor for actor in actors if actor is not None and actor.state != ACTOR_DEAD]
 
+    def _move(self, actor: Actor) -> list[Instruction]:
+        """Have an actor on a node that drains end there, if it may start again; one that starts now is asked when it lives."""
+        cause = self._draining.get(actor.node_id)
+        return [StopOn(actor.node_id, actor.spec.actor_id, True, cause)] if cause is not None and actor.may_move() else []
+
     def _worker_ended(self, actor: Actor, cause: Cause) -> list[Instruction]:
         """The current incarnation is over: start again, or bury."""
         worker = actor.address.worker_id if actor.address is not None else b""
@@ -323,9 +340,11 @@ class ActorTable:
         self._leave_node(actor)
         if actor.ending is not None:
             return self._end([actor], _with_facts(actor.ending, cause), worker)
-        if cause.kind in FINAL_CAUSES or actor.restarts_left() == 0:
+        moves = cause.kind == DRAINED and actor.spec.max_restarts != 0
+        if cause.kind in FINAL_CAUSES or (actor.restarts_left() == 0 and not moves):
             return self._end([actor], cause, worker)
-        actor.restarts += 1
+        actor.restarts += not moves
+        actor.moves += moves
         actor.incarnation += 1
         actor.state, actor.cause = ACTOR_RESTARTING, cause
         instructions: list[Instruction] = [self._save(actor), AnnounceActor(actor.update()), PlaceActor(actor.spec.actor_id)]

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from shoal._base.version import why_apart
 from shoal._core.wire.messages import (
+    DRAINED,
     Ack,
     Cause,
     ClusterChanged,
@@ -16,6 +17,7 @@ from shoal._core.wire.messages import (
     ListNodes,
     Message,
     NodeList,
+    NodeRecord,
     NodeResources,
     NodesChanged,
     RegisterNode,
@@ -55,6 +57,8 @@ class NodeService:
         self._probe = probe
         self._probing: set[asyncio.Task[None]] = set()
         self._looking = False
+        #: What to do when a node registers that drains.
+        self.on_draining_back: Callable[[NodeRecord], None] = lambda record: None
 
     def handlers(self) -> dict[type[Message], Handler]:
         return {
@@ -81,7 +85,7 @@ class NodeService:
         node = core.nodes.get(node_id)
         assert node is not None
         if self._probe is None or not node.record.endpoint:
-            self._node_died(node_id, "The connection to its node agent was lost.")
+            self.node_died(node_id, "The connection to its node agent was lost.")
         else:
             task = core.loop.create_task(self._see_whether_it_lives(self._probe, node_id, node.record.endpoint))
             self._probing.add(task)
@@ -90,7 +94,7 @@ class NodeService:
     async def _see_whether_it_lives(self, probe: Probe, node_id: bytes, endpoint: str) -> None:
         """Nobody at its port: it is dead at once. Anything else is left to its silence."""
         if await probe(endpoint) and node_id not in self._core.agents and self._core.nodes.get(node_id) is not None:
-            self._node_died(node_id, "The connection to its node agent was lost, and nobody listens at its port.")
+            self.node_died(node_id, "The connection to its node agent was lost, and nobody listens at its port.")
 
     def _look_later(self) -> None:
         """Look at who is silent, for as long as there is somebody to look at."""
@@ -103,7 +107,7 @@ class NodeService:
         self._looking = False
         silence = self._core.nodes.silence
         for node_id in silence.look(self._core.loop.time()):
-            self._node_died(node_id, "Its node agent has not been heard of for too long: its machine, or the network, is down.")
+            self.node_died(node_id, "Its node agent has not been heard of for too long: its machine, or the network, is down.")
         self._look_later()
 
     def _register(self, session: Session, message: RegisterNode) -> None:
@@ -134,17 +138,19 @@ class NodeService:
         others = [known for known in core.nodes.records() if known.alive and known.node_id != node_id]
         if others or message.known:
             core.outbox.send(session.connection, NodesChanged(others, whole=True))
-        self._tell_others(node_id)
+        self.tell_others(node_id)
         core.publish("nodes", node_id, encode(record))
         for job_id in message.jobs:
             if not core.jobs.running(job_id):
                 core.outbox.send(session.connection, JobFinished(job_id))
         core.perform(core.actors.node_back(node_id, message.actors))
         core.perform(core.groups.node_back(node_id, message.groups))
+        if record.draining:
+            self.on_draining_back(record)
         self._look_later()
         self._scheduling.reschedule()
 
-    def _tell_others(self, node_id: bytes) -> None:
+    def tell_others(self, node_id: bytes) -> None:
         """Have the other node agents told what is new of a node, once for all changes of a moment."""
         self._changed.add(node_id)
         if self._timer is None and self._core.agents.keys() - {node_id}:
@@ -159,7 +165,8 @@ class NodeService:
             if mine := [record for key, record in records.items() if key != node_id]:
                 core.outbox.send(connection, NodesChanged(mine))
 
-    def _node_died(self, node_id: bytes, reason: str) -> None:
+    def node_died(self, node_id: bytes, reason: str) -> None:
+        """The node is gone for good: give what it had to others."""
         core = self._core
         node = core.nodes.get(node_id)
         assert node is not None, "the node is not known"
@@ -168,20 +175,20 @@ class NodeService:
             connection.tag.node_id = b""
             connection.abort()
         log.warning("Node %s (%s) is dead: %s", node_id.hex(), node.record.hostname, reason)
-        self._tell_others(node_id)
+        self.tell_others(node_id)
+        cause = _cause_of_death(node.record, reason)
         core.perform(core.nodes.left(node_id, reason))
         core.placement.node_left(node_id)
         core.publish("nodes", node_id, encode(node.record))
         for job_id in core.jobs.of_node(node_id):
             self._jobs.finish(job_id)
-        cause = Cause("node_died", f"Its node {node.record.hostname or node_id.hex()} has died: {reason}", node_id=node_id)
         core.perform(core.actors.node_died(node_id, cause))
         core.perform(core.groups.node_died(node_id))
         self._scheduling.reschedule()
 
     def _resources(self, session: Session, message: NodeResources) -> None:
         if self._core.nodes.resources(message.node_id, message.available, message.total):
-            self._tell_others(message.node_id)
+            self.tell_others(message.node_id)
             self._scheduling.reschedule_soon()
 
     def _cluster_changed(self, session: Session, message: ClusterChanged) -> None:
@@ -210,3 +217,11 @@ class NodeService:
         text = f"The process that created it has ended. {seen.message}".rstrip()
         cause = Cause("owner_died", text, seen.exit_code, seen.signal, seen.pid, seen.node_id, seen.log_tail)
         core.perform(core.actors.owner_died(message.worker_id, cause))
+
+
+def _cause_of_death(record: NodeRecord, reason: str) -> Cause:
+    """Return why what was on the node has died. One that was about to leave takes with it what counts against nothing."""
+    name = record.hostname or record.node_id.hex()
+    if record.draining:
+        return Cause(DRAINED, f"Its node {name} has left the cluster ({reason}).", node_id=record.node_id)
+    return Cause("node_died", f"Its node {name} has died: {reason}", node_id=record.node_id)

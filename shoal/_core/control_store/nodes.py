@@ -3,6 +3,7 @@
     RegisterNode -> joined -> ALIVE -- nobody at its port, or silent for node_timeout_s --> left -> DEAD, listed for a while -> dropped
                       ^-- again --- connection lost: known, not connected
 
+A node that drains is listed as living and connected, and placement passes it over. It says itself when it has left.
 A node that has left never comes back as itself: its agent is told so when it registers again, and joins under a new id.
 ``available`` of a record is what the agent said last. What the control store has asked of the node since (starts and reservations that are
 not answered yet) is kept beside it in ``promised``, so that a burst of placements does not pile up on one node. An error in this view does
@@ -125,6 +126,18 @@ class NodeTable:
     def missing(self) -> bool:
         """Whether a node is known and not connected."""
         return any(not node.connected for node in self._nodes.values())
+
+    def draining(self, node_id: bytes, why: str, leaves_at: float) -> list[Instruction]:
+        """Its agent has agreed to leave: nothing new is placed there."""
+        node = self._nodes[node_id]
+        for record in (node.record, node.view):
+            record.draining, record.leaves_at = why, leaves_at
+        return [Change(NODES, node_id, encode(node.record))]
+
+    def takes_work(self, node_id: bytes) -> bool:
+        """Whether something may be placed there."""
+        node = self._nodes.get(node_id)
+        return node is not None and node.record.takes_work
 
     def left(self, node_id: bytes, reason: str) -> list[Instruction]:
         node = self._nodes.pop(node_id, None)

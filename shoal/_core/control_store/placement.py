@@ -197,5 +197,5 @@ class Placement:
         if shape in self._full:
             full = self._full[shape] | {start.node_id for start in self._starts.values() if start.shape == shape}
         nodes = [self._nodes.get(node_id) for node_id in possible if node_id not in full]
-        ready = [node for node in nodes if node is not None and node.connected]
+        ready = [node for node in nodes if node is not None and node.connected and node.record.takes_work]
         return (min(ready, key=lambda node: node.starts).view if ready else None), len(possible) > 1

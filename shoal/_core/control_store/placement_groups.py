@@ -198,7 +198,7 @@ class PlacementGroupTable:
         indices = group.committing.pop(node_id)
         nodes = list(group.record.nodes)
         for index in indices:
-            nodes[index] = node_id if ok else b""
+            nodes[index] = node_id if ok and self._nodes.takes_work(node_id) else b""
         return self._changed(group_id, group, nodes)
 
     def released(self, group_id: bytes, node_id: bytes) -> list[Instruction]:
@@ -232,6 +232,14 @@ class PlacementGroupTable:
             if node_id in group.record.nodes:
                 nodes = [b"" if at == node_id else at for at in group.record.nodes]
                 instructions += self._changed(group_id, group, nodes)
+        return instructions
+
+    def node_drains(self, node_id: bytes) -> list[Instruction]:
+        """The node leaves in good order: its bundles are to be placed elsewhere. What runs in them runs on; nothing more is sent there."""
+        instructions: list[Instruction] = []
+        for group_id, group in list(self._groups.items()):
+            if node_id in group.record.nodes and node_id not in group.committing:
+                instructions += self._changed(group_id, group, [b"" if at == node_id else at for at in group.record.nodes])
         return instructions
 
     def node_back(self, node_id: bytes, held: Mapping[bytes, list[int]]) -> list[Instruction]:

@@ -57,6 +57,7 @@ class ActorRow(msgspec.Struct, array_like=True):
     cause: Cause | None
     ending: Cause | None
     interrupted: bool = False
+    moves: int = 0
 
 
 decode_job = msgspec.msgpack.Decoder(JobRow).decode

@@ -36,6 +36,7 @@ from . import rows
 from .actor_records import ActorStatistics
 from .actor_service import ActorService
 from .core import Core, Handler, Session
+from .drain_service import DrainService
 from .functions import FunctionStatistics
 from .group_records import GroupStatistics
 from .group_service import GroupService
@@ -106,7 +107,8 @@ class ControlStore:
         self._nodes = NodeService(core, self._jobs, self._scheduling, members, probe)
         core.performs(ActorEnded, self._actor_ended)
         self._handlers: dict[type[Message], Handler] = {Ping: self._ping, CancelRequest: self._cancel}
-        for service in (self._jobs, self._actors, self._groups, self._nodes, members):
+        drains = DrainService(core, self._scheduling, self._nodes)
+        for service in (self._jobs, self._actors, self._groups, self._nodes, members, drains):
             self._handlers |= {} if service is None else service.handlers()
 
     def load(self) -> None:

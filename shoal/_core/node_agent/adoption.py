@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from shoal._core.wire.messages import OwnedObject, Value
 
 
@@ -64,6 +66,14 @@ class Adoption:
                 self._end_grace(adopted)
             taken.append(adopted)
         return taken
+
+    def moved(self, object_id: bytes, source: bytes, node_id: bytes) -> bool:
+        """The object lies on ``node_id`` from now on, no more on ``source``; False if it is not here, or does not lie there."""
+        adopted = self.objects.get(object_id)
+        if adopted is None or adopted.value.node_id != source:
+            return False
+        adopted.value = msgspec.structs.replace(adopted.value, node_id=node_id)
+        return True
 
     def adopt_stored(self, object_id: bytes, value: Value, now: float) -> AdoptedObject:
         """Take over a stored object of an owner that was killed."""

@@ -139,6 +139,8 @@ class Leases:
 
     def prepare(self, group: bytes, bundles: Mapping[int, Mapping[str, int]], now: float) -> bool:
         """Reserve bundles, all or none. When it fails, room is made: leases are called back and capacity is set aside for a while."""
+        if self.routing.leaving:
+            return False
         need = total_of(bundles.values())
         held = self._reservation
         if held is not None and held.group != group and not self.node.fits(need, held.need) and not held.group:
@@ -182,6 +184,17 @@ class Leases:
         self.routing.groups.learn(news)
         return self._judge_again((queue for queue in self.waiting.queues() if queue[0].shape.placement_group == group), now)
 
+    def drain(self, now: float) -> list[Instruction]:
+        """This node leaves: nothing is granted any more, what waits goes elsewhere, leases come back when what was pushed is done."""
+        self.routing.leaving = True
+        self._reservation = None
+        out: list[Instruction] = []
+        for lease in self._tasks.values():
+            if not lease.wanted:
+                lease.wanted = True
+                out.append(Want(lease))
+        return out + self._judge_again(self.waiting.queues(), now)
+
     def nodes_changed(self, now: float) -> list[Instruction]:
         """Other nodes have come, gone, or have other resources than before: judge again what waits. O(owners and shapes * nodes)."""
         self.routing.news()
@@ -210,7 +223,7 @@ class Leases:
 
     def schedule(self, now: float) -> list[Instruction]:
         """Grant what fits, in turns; then call leases back for those who found no room. O(owners that wait) per grant."""
-        if not self.waiting and self._reservation is None:
+        if self.routing.leaving or (not self.waiting and self._reservation is None):
             return []
         self._renew_reservation(now)
         out: list[Instruction] = []

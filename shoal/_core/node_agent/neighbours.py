@@ -1,14 +1,14 @@
-"""What this node's agent tells the agents of other nodes, over one connection to each that is made at its first use."""
+"""What this node's agent says to the agents of other nodes, over one connection to each that is made at its first use."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from shoal._core.node_agent.peers import Peer
-from shoal._core.wire.messages import FreeObjects, NodeRecord
+from shoal._core.wire.messages import FreeObjects, Message, NodeRecord
 
 log = logging.getLogger("shoal.node_agent")
 
@@ -32,31 +32,39 @@ class Neighbours:
         self._connect = connect
         self._under_way: set[asyncio.Task[None]] = set()
 
+    async def ask(self, node_id: bytes, message: Any) -> Any:
+        """Return the answer of a node's agent. Raises OSError (it is dead, or cannot be reached, or was lost meanwhile), RequestFailed."""
+        record = self._node(node_id)
+        if record is None:
+            raise ConnectionError(f"Node {node_id.hex()} has died.")
+        return await (await self._connect(record.endpoint)).request(message)
+
+    def tell(self, node_id: bytes, message: Message) -> None:
+        """Send to a node's agent. One that is dead needs to know nothing any more."""
+        task = self._loop.create_task(self._tell(node_id, message))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
     def free_copies(self, copies: Mapping[bytes, list[bytes]]) -> None:
         """Objects are gone here: the nodes (keys) may drop their copies."""
         for node_id, object_ids in copies.items():
-            self._spawn(self._tell(node_id, FreeObjects(object_ids, copies=True)))
+            self.tell(node_id, FreeObjects(object_ids, copies=True))
 
     def free_primaries(self, node_id: bytes, object_ids: list[bytes]) -> None:
         """Nobody holds these objects any more, whose owner's end this agent has seen; their primary copies are on that node."""
-        self._spawn(self._tell(node_id, FreeObjects(object_ids)))
+        self.tell(node_id, FreeObjects(object_ids))
 
     def close(self) -> None:
         for task in self._under_way:
             task.cancel()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
-
-    async def _tell(self, node_id: bytes, message: FreeObjects) -> None:
+    async def _tell(self, node_id: bytes, message: Message) -> None:
         record = self._node(node_id)
         if record is None:
-            return  # what it had has died with it
+            return
         try:
             connection = await self._connect(record.endpoint)
         except OSError as error:
-            log.debug("Node %s is not told that %d of its objects are not needed: %s", record.name, len(message.object_ids), error)
+            log.debug("Node %s is not told %s: %s", record.name, type(message).__name__, error)
         else:
             connection.send(message)

@@ -10,6 +10,8 @@ Outside of placement groups ``scheduling.policy`` decides, over the nodes as thi
 run here at all: the nodes' views differ for moments, and it must not wander. What waits is judged again when other nodes change; from the
 second hop on only after ``MOVE_S``, so that it keeps its place in a queue for a while.
 
+A node that drains (``leaving``) serves nothing new: what no other node can run waits here unserved.
+
 Inside a group it goes to the node of its bundle. Any bundle will do: here if one has room, else on a tour of the group's nodes, of ``TOUR``
 hops at most. If none has room it waits where it is, and goes on a tour again from time to time (``restless``), as nobody tells what is free
 in bundles elsewhere.
@@ -55,6 +57,8 @@ class Routing:
     promise: Callable[[bytes, ResourceSet], None]
     is_exact: Callable[[], bool]
 
+    #: This node drains.
+    leaving: bool = False
     groups: GroupView = field(default_factory=GroupView)
     #: Counts choices: which of several nodes is next.
     _turn: int = 0
@@ -90,7 +94,7 @@ class Routing:
         if isinstance(choice, policy.Infeasible):
             return self._infeasible(request, choice.message)
         candidates = [choice.node] if isinstance(choice, policy.Placed) else choice.candidates
-        may_stay = again and request.feasible and not _may_move(request, now)
+        may_stay = again and request.feasible and not self.leaving and not _may_move(request, now)
         request.feasible = may_stay or any(node.node_id == self.node_id for node in candidates)
         if may_stay or (request.feasible and (isinstance(choice, policy.Wait) or candidates[0].node_id == self.node_id)):
             return []
@@ -106,7 +110,7 @@ class Routing:
                 request.feasible = stays.feasible
                 request.told_infeasible = stays.told_infeasible
                 continue
-            if request.feasible and not request.shape.placement_group and self.node.fits(request.need):
+            if request.feasible and not self.leaving and not request.shape.placement_group and self.node.fits(request.need):
                 stays = request  # its turn comes
                 continue
             verdict = self.judge(request, now, again=True)
@@ -122,6 +126,8 @@ class Routing:
 
     def _judge_actor(self, request: LeaseRequest) -> list[Instruction]:
         """The control store has chosen this node for it."""
+        if self.leaving:
+            return [Refuse(request, "NodeLeaves", "The node leaves the cluster and takes no more work.")]
         if not request.shape.placement_group and not fits(request.need, self.node.total):
             return self._infeasible(request, policy.explain_infeasible(request.name or "The actor", request.need, self.nodes()))
         request.feasible = True
@@ -129,8 +135,9 @@ class Routing:
 
     def _judge_in_group(self, request: LeaseRequest, now: float, *, again: bool) -> list[Instruction]:
         shape = request.shape
-        request.feasible = True  # the control store tells when it can never be: the group is removed
-        here = [one for one in self.bundles.candidates(shape.placement_group, shape.bundle_index) if fits(request.need, one.capacity.total)]
+        request.feasible = not self.leaving  # the control store tells when it can never be: the group is removed
+        found = () if self.leaving else self.bundles.candidates(shape.placement_group, shape.bundle_index)
+        here = [one for one in found if fits(request.need, one.capacity.total)]
         if here and (shape.bundle_index >= 0 or any(one.capacity.fits(request.need) for one in here)):
             return []
         if self.groups.ask(shape.placement_group):

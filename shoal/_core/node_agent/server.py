@@ -176,6 +176,10 @@ class NodeAgent:
         process = self._processes.get(worker_id)
         return None if process is None or process.is_foreign else process.connection
 
+    def processes(self) -> list[Process]:
+        """Return the workers and drivers of this node that are connected."""
+        return [process for process in self._owners.values() if not process.is_foreign]
+
     def attach_control(self, connection: Peer) -> asyncio.Future[Any]:
         """Register this node at the control store and obey it. The future is done when the node is registered."""
         self.obey(connection)
@@ -193,7 +197,7 @@ class NodeAgent:
         self.reports.registered()
         jobs = {worker.job_id for worker in self.pool.workers.values() if worker.job_id}
         groups: dict[bytes, list[int]] = {}
-        for bundle in self.leases.bundles:
+        for bundle in () if self.node.draining else self.leases.bundles:  # they go with the node: nobody counts on them
             groups.setdefault(bundle.group, []).append(bundle.index)
         return wire.RegisterNode(0, self.node, known, self.actors.incarnations(), groups, sorted(jobs))
 

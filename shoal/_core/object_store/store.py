@@ -289,6 +289,10 @@ class ObjectStore:
         entry = self._residence.objects.get(object_id)
         return (entry.owner, entry.nbytes, entry.refs) if entry is not None and entry.sealed else None
 
+    def primaries(self) -> list[tuple[bytes, Address]]:
+        """Return the sealed objects whose primary copies are here, and their owners. O(objects)."""
+        return [(object_id, entry.owner) for owned in self._residence.by_owner.values() for object_id, entry in owned.items()]
+
     def objects_of(self, worker_id: bytes) -> list[StoredObject]:
         """Return the sealed objects whose owner is this process."""
         owned = self._residence.by_owner.get(worker_id, {}).values()

@@ -23,7 +23,9 @@ from shoal._core.control_link import ControlAddresses, ControlLink, dial
 from shoal._core.control_store.server import ControlStore
 from shoal._core.control_store.storage import SqliteStorage
 from shoal._core.node_agent.dialling import Dialling
+from shoal._core.node_agent.drain_service import DrainService
 from shoal._core.node_agent.memory import Candidate, MemoryWatch, group_memory, read_memory
+from shoal._core.node_agent.moving import Moving
 from shoal._core.node_agent.neighbours import Neighbours
 from shoal._core.node_agent.peers import Hooks
 from shoal._core.node_agent.server import NodeAgent
@@ -119,6 +121,9 @@ class HeadParts:
         self._serving: Serving | None = None
         self._pulling: Pulling | None = None
         self._neighbours: Neighbours | None = None
+        self._moving: Moving | None = None
+        self._drain: DrainService | None = None
+        self._end = context.end
 
     @property
     def endpoint(self) -> str:
@@ -159,6 +164,9 @@ class HeadParts:
         await link.open(patient=self._options.anew)
 
     def _declared_dead(self, error: RequestFailed) -> None:
+        if self.node_agent.node.draining:
+            self._end()
+            return
         log.warning(
             "This node (%s) was declared dead while the control store did not hear it. Its workers are killed, its objects are dropped, "
             "and it joins again as another node. %s",
@@ -190,9 +198,12 @@ class HeadParts:
         def route(target: bytes, sock: socket.socket) -> bool:
             return serving.accept(sock) if target == DATA else dialling.route(target, sock)
 
+        self._moving = moving = Moving(self._loop, node_id, store, inside, agent.adopted, neighbours, agent.connection_of)
+        self._drain = drain = DrainService(agent, store.primaries, moving.copy_off, self._end)
         listener = await self._transport.listen(self._options.listen, agent.accept, route=route)
         self._listeners.append(listener)
-        agent.open_to_others(announced(listener.address, self._options.node_ip), dialling.handlers())
+        handlers = {**dialling.handlers(), **moving.handlers(), **drain.handlers()}
+        agent.open_to_others(announced(listener.address, self._options.node_ip), handlers)
 
     async def close(self) -> None:
         """End in good order: no more connections, no more workers, nothing on disk."""
@@ -203,6 +214,9 @@ class HeadParts:
         await self.node_agent.close()
         if self._link is not None:
             self._link.close()
+        for part in (self._drain, self._moving):
+            if part is not None:
+                part.close()
         if self._neighbours is not None:
             self._neighbours.close()
         if self._serving is not None:

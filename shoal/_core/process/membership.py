@@ -18,7 +18,7 @@ from shoal._core.transport.addresses import UnixAddress, is_loopback, parse_addr
 from shoal._core.transport.authority import Authority, adopt_authority, keep_certificate, new_request, open_authority
 from shoal._core.transport.preamble import RECEPTION
 from shoal._core.transport.trust import SHORTEST_TOKEN_BYTES, Tokens
-from shoal._core.wire.messages import IssueCertificate, ListNodes, Message, Ping, RotateToken
+from shoal._core.wire.messages import DrainNode, IssueCertificate, ListNodes, Message, Ping, RotateToken
 
 if TYPE_CHECKING:
     from shoal._core.wire.messages import CertificateIssued
@@ -28,7 +28,7 @@ log = logging.getLogger("shoal.head")
 #: Names of the secrets in the tables.
 _TOKENS, _KEY, _CERTIFICATE = b"tokens", b"authority_key", b"authority_certificate"
 #: What may be asked by those who hold the token and have no certificate: the command line of a machine without a node, and nodes that join.
-_ASKED_BY_VISITORS = (Ping, ListNodes, IssueCertificate, RotateToken)
+_ASKED_BY_VISITORS = (Ping, ListNodes, IssueCertificate, RotateToken, DrainNode)
 
 
 def leaves(address: str) -> bool:

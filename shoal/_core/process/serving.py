@@ -17,6 +17,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Protocol
 
@@ -57,6 +58,8 @@ class HeadContext:
     logs: WorkerLogReader
     #: The node was declared dead: end all that runs on it, and join again as another.
     start_anew: Callable[[], None]
+    #: Ends the process in good order.
+    end: Callable[[], None]
 
 
 class Parts(Protocol):
@@ -103,7 +106,9 @@ class Server:
         launcher = TemplateLauncher(loop, self.session.name, template_pid, channel, new_template, logs)
         ending = Ending(loop, self.lifeline, self.options.driver_pid)
         context = HeadContext(
-            loop, self.options, self.plan, self.session, self.session.trust(), self.node_id, self.arena, launcher, logs, ending.begin_anew
+            loop, self.options, self.plan, self.session, self.session.trust(), self.node_id, self.arena, launcher, logs,
+            ending.begin_anew,
+            partial(ending.begin, True),
         )  # fmt: skip
         parts: Parts | None = None
         keeper: ControlStoreKeeper | None = None

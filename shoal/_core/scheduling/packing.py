@@ -52,7 +52,7 @@ def place_bundles(
     if strategy not in STRATEGIES:
         raise ValueError(f"Unknown placement strategy {strategy!r}; valid are {', '.join(STRATEGIES)}.")
     taken = taken or {}
-    alive = [node for node in nodes if node.alive]
+    alive = [node for node in nodes if node.takes_work]
     if preferred:
         alive.sort(key=lambda node: node.node_id != preferred)
     # Not copied: an entry is replaced when something is taken from it.
@@ -73,7 +73,7 @@ def explain_unplaceable(bundles: Bundles, strategy: str, nodes: Sequence[NodeRec
     """Return why the group can never be placed as things stand; "" when it only has to wait."""
     if place_bundles(bundles, strategy, nodes, selectors, whole_nodes=True) is not None:
         return ""
-    alive = [node for node in nodes if node.alive]
+    alive = [node for node in nodes if node.takes_work]
     for index, bundle in enumerate(bundles):
         allowed = _allowed(index, alive, selectors)
         at = [node for node in alive if allowed is None or node.node_id in allowed]

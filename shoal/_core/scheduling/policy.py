@@ -102,11 +102,18 @@ def choose_node(
 
 def _on_named_node(affinity: strategies.NodeAffinity, what: str, need: ResourceSet, nodes: Sequence[NodeRecord]) -> Choice | None:
     """Answer for a request that names its node; None: another node may run it."""
-    node = next((node for node in nodes if node.node_id == affinity.node_id and node.alive), None)
+    node = next((node for node in nodes if node.node_id == affinity.node_id and node.takes_work), None)
     if node is None or not fits(need, node.total):
         if affinity.soft:
             return None
-        why = "is dead or unknown" if node is None else f"can never hold it: {_missing(need, node)}"
+        leaves = node is None and any(one.node_id == affinity.node_id and one.alive for one in nodes)
+        why = (
+            "leaves the cluster and takes no more work"
+            if leaves
+            else "is dead or unknown"
+            if node is None
+            else f"can never hold it: {_missing(need, node)}"
+        )
         return Refused(
             f"{what} must run on node {affinity.node_id.hex()}, which {why}. "
             "Use soft=True to let it run elsewhere; shoal.nodes() lists the nodes."
@@ -116,7 +123,7 @@ def _on_named_node(affinity: strategies.NodeAffinity, what: str, need: ResourceS
     if affinity.must_run_now:
         have = ", ".join(f"{format_amount(node.available.get(name, 0))} of {format_amount(amount)} {name}" for name, amount in need.items())
         return Refused(f"{what} must run on node {affinity.node_id.hex()} at once, and what it needs is not free there now: {have}.")
-    if affinity.may_leave and any(other is not node and other.alive and fits(need, other.available) for other in nodes):
+    if affinity.may_leave and any(other is not node and other.takes_work and fits(need, other.available) for other in nodes):
         return None
     return Wait([node])
 
@@ -198,7 +205,7 @@ def _missing(need: ResourceSet, node: NodeRecord) -> str:
 
 
 def _find(nodes: Sequence[NodeRecord], node_id: bytes) -> NodeRecord | None:
-    return next((node for node in nodes if node.node_id == node_id and node.alive), None)
+    return next((node for node in nodes if node.node_id == node_id and node.takes_work), None)
 
 
 def _with_room(
@@ -208,7 +215,7 @@ def _with_room(
     found: list[NodeRecord] = []
     at = start % len(nodes) if nodes else 0
     for node in chain(islice(nodes, at, None), islice(nodes, at)):
-        if node.alive and fits(need, node.total if whole_nodes else node.available) and labels.matches(conditions, node.labels):
+        if node.takes_work and fits(need, node.total if whole_nodes else node.available) and labels.matches(conditions, node.labels):
             found.append(node)
             if len(found) == enough:
                 break
@@ -221,7 +228,7 @@ def _least_used(need: ResourceSet, ready: Sequence[NodeRecord], local: bytes) ->
 
 
 def _none_has_room(what: str, need: ResourceSet, conditions: labels.Selector, nodes: Sequence[NodeRecord]) -> Wait | Infeasible:
-    meant = [node for node in nodes if node.alive and labels.matches(conditions, node.labels)]
+    meant = [node for node in nodes if node.takes_work and labels.matches(conditions, node.labels)]
     feasible = [node for node in meant if fits(need, node.total)]
     if feasible:
         return Wait(feasible)

@@ -8,7 +8,7 @@ import sys
 import traceback
 
 from shoal import exceptions
-from shoal._core.wire.messages import Cause
+from shoal._core.wire.messages import DRAINED, Cause
 from shoal.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
 from .errors import deserialize_error, is_runtime_file
@@ -100,7 +100,7 @@ def actor_died(cause: Cause, *, actor_id: str, class_name: str = "", name: str =
         f"The actor died before it finished this call.{listed}\n{why}",
         actor_id=actor_id,
         actor_init_failed=cause.kind == "init_failed",
-        preempted=cause.kind == "preempted",
+        preempted=cause.kind == DRAINED,
     )
 
 

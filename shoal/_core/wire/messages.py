@@ -138,10 +138,14 @@ class Dep(msgspec.Struct, array_like=True, gc=False):
     nbytes: int = 0
 
 
+#: A kind of ``Cause``: its node leaves in good order. Such a death counts against no budget of retries or restarts.
+DRAINED = "drained"
+
+
 class Cause(msgspec.Struct, array_like=True, gc=False):
     """Why something died: facts for the message that the user reads."""
 
-    kind: str  # "worker_exit", "oom", "killed", "exit_actor", "init_failed", "owner_died", "node_died", "out_of_scope", ...
+    kind: str  # "worker_exit", "oom", "killed", "exit_actor", "init_failed", "owner_died", "node_died", DRAINED, "out_of_scope", ...
     message: str = ""
     exit_code: int | None = None
     signal: int | None = None
@@ -446,6 +450,39 @@ class FreeObjects(Message, tag=37):
     copies: bool = False
 
 
+class PrimaryCopy(msgspec.Struct, array_like=True, gc=False):
+    """A stored object, as the node of its primary copy knows it."""
+
+    object_id: bytes
+    nbytes: int
+    owner: Address
+    refs: list[ObjectRefInfo] = []
+
+
+class TakeOver(Message, tag=165):
+    """Node agent to node agent: I (``source``) leave the cluster; make these primary copies yours, and tell their owners."""
+
+    rid: int
+    source: bytes
+    copies: list[PrimaryCopy]
+
+
+class TakenOver(Message, tag=166):
+    """Those that lie here now."""
+
+    rid: int
+    object_ids: list[bytes]
+
+
+class ObjectsMoved(Message, tag=167):
+    """New holder to the agent of the owner's node to the owner: these (id, bytes) lie on ``node_id`` now; free those on ``source``."""
+
+    owner: Address
+    source: bytes
+    node_id: bytes
+    objects: list[tuple[bytes, int]]
+
+
 class OwnedObject(msgspec.Struct, array_like=True, gc=False):
     object_id: bytes
     value: Value
@@ -578,6 +615,8 @@ class HandBack(Message, tag=66):
     """Executor to owner: these pushed tasks were not started and will not be."""
 
     task_ids: list[bytes]
+    #: From an actor that moves to another node: send no more, and say so with AskHandBack behind what you have sent.
+    moves: bool = False
 
 
 class AskHandBack(Message, tag=67):
@@ -712,6 +751,15 @@ class NodeRecord(msgspec.Struct, array_like=True):
     name: str = ""
     #: Where other nodes reach it, ``tcp:HOST:PORT``; "": nowhere.
     endpoint: str = ""
+    #: Why it leaves the cluster; "": it does not.
+    draining: str = ""
+    #: When it leaves at the latest, in seconds since the epoch; 0: it does not.
+    leaves_at: float = 0.0
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether anything new may be placed there."""
+        return self.alive and not self.draining
 
 
 class RegisterNode(Message, tag=94):
@@ -772,6 +820,42 @@ class ReportResources(Message, tag=98):
     """Control store to node agent; answered by NodeList with one entry."""
 
     rid: int
+
+
+#: Why a node is drained.
+DRAIN_IDLE, DRAIN_PREEMPTION = "idle termination", "preemption"
+
+
+class DrainNode(Message, tag=160):
+    """Anybody to control store: let this node leave in good order, within ``deadline_s`` seconds. Acked when it has begun.
+
+    Asked again, it can only bring the deadline forward. Failed("ValueError"): there is no such node. Failed("RuntimeError"): DRAIN_IDLE was
+    asked for, and it is not idle. DRAIN_PREEMPTION is never refused.
+    """
+
+    rid: int
+    node_id: bytes
+    reason: str
+    text: str  # for people
+    deadline_s: float
+
+
+class Drain(Message, tag=161):
+    """Control store to node agent: the same; the agent's answer decides."""
+
+    rid: int
+    reason: str
+    text: str
+    deadline_s: float
+    #: The deadline in seconds since the epoch, for people.
+    leaves_at: float
+
+
+class NodeDrained(Message, tag=162):
+    """Node agent to control store: nothing is left here that must stay; I end when you have acked this."""
+
+    rid: int
+    node_id: bytes
 
 
 # --- process <-> control store: actors -----------------------------------------------------------------------------------------------
@@ -1030,7 +1114,8 @@ AnyMessage = (
     | DefineTemplate | BeginLease | PushTask | TaskDone | GeneratorItem | GeneratorConsumed | HandBack | AskHandBack | CancelTask
     | RegisterJob | JobRegistered | GetJob | JobInfo | JobFinished | PutFunction | GetFunction | FunctionBlob
     | KvPut | KvGet | KvValue | KvDelete | KvKeys | KvKeyList
-    | RegisterNode | NodeResources | ListNodes | NodeList | ReportResources
+    | RegisterNode | NodeResources | ListNodes | NodeList | ReportResources | DrainNode | Drain | NodeDrained
+    | TakeOver | TakenOver | ObjectsMoved
     | CreateActor | SubscribeActor | UnsubscribeActor | ActorUpdate | KillActor | ActorOutOfScope | GetNamedActor | NamedActor
     | ListNamedActors | NamedActorList | StartActor | BecomeActor | ActorStarted | ActorWorkerDied | StopActor | CancelActorStart | GetActor
     | CreatePlacementGroup | RemovePlacementGroup | WaitPlacementGroup | GetPlacementGroup | ListPlacementGroups | PlacementGroupList
@@ -1039,7 +1124,7 @@ AnyMessage = (
 
 #: Messages that answer a request of the receiver's. All other messages with a ``rid`` ask something.
 REPLY_TYPES: frozenset[type[Message]] = frozenset({
-    Ack, Failed, CertificateIssued, Registered, LeaseGranted, LeaseSpilled, SocketReady,
+    Ack, Failed, CertificateIssued, Registered, LeaseGranted, LeaseSpilled, SocketReady, TakenOver,
     ObjectCreated, ObjectsPinned, ObjectValue, JobRegistered, JobInfo, FunctionBlob, KvValue,
     KvKeyList, NodeList, NamedActor, NamedActorList, ActorStarted, PlacementGroupList,
 })  # fmt: skip

@@ -4,6 +4,7 @@ Owns: the calls that wait and the calls in flight, for one actor as seen by one 
 Must not know: sockets, threads, clocks. The shell performs what ``CallEffects`` names.
 
     submit -> waiting (in order) -> sent to the live incarnation -> done
+    handed back by an incarnation that leaves its node -> waiting, for the next one; it costs no retry
     connection lost -> limbo, until the control store says RESTARTING (retry or ActorUnavailableError), ALIVE or DEAD (ActorDiedError)
 
 Order: calls leave in the order of submission, each once its arguments are ready; an actor that may run calls out of order (async, threaded)
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Protocol
 
-from shoal._core.wire.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, ACTOR_RESTARTING, ActorUpdate, Address, Cause
+from shoal._core.wire.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, ACTOR_RESTARTING, DRAINED, ActorUpdate, Address, Cause
 
 from .records import PUSHED, QUEUED, TaskRecord
 
@@ -64,6 +65,8 @@ class ActorCalls:
         self.in_flight: dict[bytes, TaskRecord] = {}
         #: Lost with a connection; the next word of the control store decides.
         self.limbo: list[TaskRecord] = []
+        #: So many of the first in ``waiting`` have been sent before.
+        self._returned = 0
         #: Kept here while calls are under way, though their handle may be gone.
         self.limit: CallLimit | None = None
         #: Free for the shell: the connection to the incarnation, and its offer to user threads.
@@ -98,9 +101,11 @@ class ActorCalls:
     def remove(self, record: TaskRecord) -> bool:
         """Take out a call that was not sent (cancelled, or its arguments failed)."""
         try:
-            self.waiting.remove(record)
+            index = self.waiting.index(record)
         except ValueError:
             return False
+        del self.waiting[index]
+        self._returned -= index < self._returned
         return True
 
     def pump(self) -> None:
@@ -127,10 +132,25 @@ class ActorCalls:
     def finished(self, task_id: bytes) -> TaskRecord | None:
         return self.in_flight.pop(task_id, None)
 
+    def handed_back(self, task_ids: list[bytes]) -> None:
+        """The incarnation leaves, and has not started these: they wait for the next one, before what was not sent yet."""
+        self.connected_now = False
+        for task_id in task_ids:
+            record = self.in_flight.pop(task_id, None)
+            if record is None:
+                record = next((one for one in self.limbo if one.task_id == task_id), None)
+                if record is None:
+                    continue
+                self.limbo.remove(record)
+            record.state = QUEUED
+            self.waiting.insert(self._returned, record)
+            self._returned += 1
+
     # --- the actor's life ----------------------------------------------------------------------------------
 
     def connected(self) -> None:
         self.connected_now = True
+        self._returned = 0
         self.pump()
 
     def disconnected(self) -> None:
@@ -148,7 +168,7 @@ class ActorCalls:
         """The control store says how the actor is."""
         if update.incarnation < self.incarnation or self.state == ACTOR_DEAD:
             return
-        changed = update.incarnation != self.incarnation
+        changed = update.incarnation != self.incarnation or self.state == ACTOR_RESTARTING
         self.state = update.state
         self.cause = update.cause
         if update.state == ACTOR_DEAD:
@@ -156,10 +176,12 @@ class ActorCalls:
             self._bury()
         elif update.state == ACTOR_RESTARTING:
             self.incarnation = update.incarnation
-            self.limbo.extend(self.in_flight.values())
-            self.in_flight.clear()
             self.connected_now = False
-            self.channel = None
+            if not (update.cause is not None and update.cause.kind == DRAINED and self.channel is not None):
+                self.limbo.extend(self.in_flight.values())
+                self.in_flight.clear()
+                self.channel = None
+            # Else it left by plan: replies may still be in the socket, and the end of the connection settles what is left.
             self._resolve_limbo()
         elif update.state == ACTOR_ALIVE and update.address is not None and (changed or self.channel is None):
             self.incarnation = update.incarnation
@@ -170,13 +192,18 @@ class ActorCalls:
             self._resolve_limbo()
             self.effects.connect_actor(self, update.address)
 
-    def _resolve_limbo(self) -> None:
-        """Retry in the old order what may be retried; the rest fails."""
+    def reconnected(self) -> None:
+        """The connection alone was lost: whether what was in flight ran, nobody can tell."""
+        self._resolve_limbo(moved=False)
+
+    def _resolve_limbo(self, *, moved: bool = True) -> None:
+        """Retry in the old order what may be retried; the rest fails. A move of the actor costs no retry."""
         limbo, self.limbo = self.limbo, []
+        free = moved and self.cause is not None and self.cause.kind == DRAINED
         again: list[TaskRecord] = []
         for record in limbo:
             if record.retries != 0 and not record.cancelled:
-                if record.retries > 0:
+                if record.retries > 0 and not free:
                     record.retries -= 1
                 record.attempt += 1
                 record.state = QUEUED
@@ -184,6 +211,7 @@ class ActorCalls:
             else:
                 self.effects.fail_call(record, "ActorUnavailableError", self.cause)
         self.waiting.extendleft(reversed(again))
+        self._returned += len(again)
 
     def _bury(self) -> None:
         if self.connected_now and self.in_flight:
@@ -194,6 +222,7 @@ class ActorCalls:
             self.in_flight.clear()
             self.limbo.clear()
         self.waiting.clear()
+        self._returned = 0
         for record in doomed:
             self.effects.fail_call(record, "ActorDiedError", self.cause)
 
@@ -201,6 +230,7 @@ class ActorCalls:
 
     def check(self) -> None:
         """Assert the invariants."""
+        assert 0 <= self._returned <= len(self.waiting)
         assert not (self.in_flight.keys() & {record.task_id for record in self.waiting})
         for record in self.waiting:
             assert record.state == QUEUED, record.state

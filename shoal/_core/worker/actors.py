@@ -21,10 +21,12 @@ from shoal._core.wire.messages import (
     ActorSpec,
     ActorUpdate,
     Address,
+    AskHandBack,
     BeginLease,
     CancelTask,
     Cause,
     CreateActor,
+    HandBack,
     SubscribeActor,
     TaskDone,
     UnsubscribeActor,
@@ -292,6 +294,20 @@ class Actors:
         else:
             self.core.tasks.discard(message, peer.address.worker_id)
 
+    def on_hand_back(self, peer: Peer, message: HandBack) -> None:
+        """The actor moves to another node: what it has not started, and what comes, waits for it there."""
+        self.core.drain_inbox()  # calls that user threads have sent
+        calls: ActorCalls = peer.calls
+        if calls.channel is peer:
+            self._withdraw(calls)
+        cancelled = [record for task_id in message.task_ids if (record := calls.in_flight.get(task_id)) is not None and record.cancelled]
+        calls.handed_back(message.task_ids)
+        for record in cancelled:
+            if self._remove(calls, record):
+                self.core.tasks.fail(record, cancelled_error(record))
+        if message.moves:
+            peer.send(AskHandBack(0))
+
     def call_over(self, actor_id: bytes) -> None:
         """A call has its value or its error."""
         calls = self.calls.get(actor_id)
@@ -409,7 +425,7 @@ class Actors:
     def _reconnected(self, calls: ActorCalls, peer: Peer) -> None:
         """The process lives: whether it ran what was in flight, nobody can tell."""
         if calls.channel is peer and calls.state == ACTOR_ALIVE:
-            calls._resolve_limbo()
+            calls.reconnected()
             self.connect_actor(calls, peer.address)
             self.core.flush()
 

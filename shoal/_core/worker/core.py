@@ -131,7 +131,7 @@ class Core:
         self._from_executor: dict[type, Callable[[Any, Any], None]] = {
             m.TaskDone: self._task_done,
             m.GeneratorItem: self.streams.on_item,
-            m.HandBack: leasing.on_hand_back,
+            m.HandBack: self._handed_back,
             m.ProcessExiting: self._peer_leaves,
         }
         self._from_agent: dict[type, Callable[[Any, Any], None]] = {
@@ -141,6 +141,7 @@ class Core:
             m.LogLines: self._log_lines,
             m.NodesChanged: self._nodes_changed,
             m.TakeSocket: connector.on_take_socket,
+            m.ObjectsMoved: objects.on_moved,
             m.TokenChanged: lambda _agent, message: on_token(message.token),
             m.ControlStores: lambda _agent, message: self._control_addresses.learn(message.addresses),
             **self._shared,
@@ -336,6 +337,12 @@ class Core:
             self.actors.on_task_done(peer, message)
         else:
             self.leasing.on_task_done(peer, message)
+
+    def _handed_back(self, peer: Peer, message: m.HandBack) -> None:
+        if peer.calls is not None:
+            self.actors.on_hand_back(peer, message)
+        else:
+            self.leasing.on_hand_back(peer, message)
 
     def _peer_lost(self, peer: Peer) -> None:
         self.drain_inbox()  # calls that user threads have sent over it

@@ -12,7 +12,7 @@ from .core import Core
 from .entries import STORED, Entry
 
 #: Causes of ends that can wait for what the process has started.
-PLANNED_ENDS = frozenset({"max_calls", "idle", "out_of_scope", "exit_actor"})
+PLANNED_ENDS = frozenset({"max_calls", "idle", "out_of_scope", "exit_actor", m.DRAINED})
 #: Seconds that others have to end their connections to a process that leaves.
 FAREWELL_S = 1.0
 

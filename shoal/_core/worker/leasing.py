@@ -304,7 +304,7 @@ class Leasing:
         cause = Cause("node_died", "Its node has ended, or cannot be reached any more.", node_id=node_id)
         for lease in list(self.submission.leases.values()):
             if lease.worker.node_id == node_id:
-                self._worker_gone(lease, cause)
+                self._worker_gone(lease, lease.cause or cause)  # if the agent had the time to say it
 
     def on_worker_died(self, channel: Any, message: WorkerDied) -> None:
         lease = self.submission.leases.get((self._node_of(channel), message.lease_id))

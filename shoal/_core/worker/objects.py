@@ -28,6 +28,7 @@ from shoal._core.wire.messages import (
     GetObject,
     Message,
     ObjectRefInfo,
+    ObjectsMoved,
     ObjectValue,
     PinForever,
     RemoveBorrower,
@@ -305,10 +306,31 @@ class Objects:
         self.core.flush()
 
     def moved(self, entry: Entry, stored: Stored) -> None:
-        """The primary copy is another one from now on: the task was run again for the sake of another result."""
+        """The primary copy is another one from now on: its node leaves, or the task was run again for the sake of another result."""
         if entry.data.node_id != stored.node_id:
             self.free_stored(entry.object_id, entry.data.node_id)
             entry.data = stored
+
+    def on_moved(self, _agent: Any, message: ObjectsMoved) -> None:
+        """Primary copies of ours have left a node that leaves the cluster."""
+        if self.handed_over:
+            self.core.agent.send(message)
+            return
+        for object_id, nbytes in message.objects:
+            entry = self.own.entries.get(object_id)
+            if entry is None or isinstance(entry, BorrowedEntry) or entry.kind < PENDING:
+                self.free_stored(object_id, message.source)
+                self.free_stored(object_id, message.node_id)
+            else:  # the word that it is stored there may still be on its way
+                self.when_done(entry, self._moved_from, (message.source, Stored(message.node_id, nbytes)))
+        self.core.flush()
+
+    def _moved_from(self, entry: Entry, move: tuple[bytes, Stored]) -> None:
+        source, stored = move
+        if entry.kind == STORED and entry.data.node_id == source:
+            self.moved(entry, stored)
+        elif entry.kind != STORED or entry.data.node_id != stored.node_id:  # it was made again elsewhere, or nobody needs it
+            self.free_copy(entry.object_id, stored.node_id)
 
     def lost(self, entry: Entry, node_id: bytes) -> None:
         """A node cannot produce the value. Old news if it is being computed again, or lies elsewhere by now."""

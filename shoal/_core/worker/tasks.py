@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from shoal._base.ids import TaskId, object_id
 from shoal._core.serialization import describe_cause, serialize_dependent_error, serialize_system_error, worker_crashed
-from shoal._core.wire.messages import FAILED, LOST, Cause, PushTask, TaskDone
+from shoal._core.wire.messages import DRAINED, FAILED, LOST, Cause, PushTask, TaskDone
 
 from .cancellation import cancelled_error
 from .entries import STORED, Entry, Stored, data_of, dep_of
@@ -98,16 +98,16 @@ class Tasks:
     def lost_with_worker(self, record: TaskRecord, cause: Cause) -> None:
         if record.cancelled:
             self.fail(record, cancelled_error(record))
-        elif record.retries != 0:
+        elif record.retries != 0 or (cause.kind == DRAINED and record.template.max_retries != 0):
             self.core.note(f"Task {record.display_name} lost its worker ({_short(cause)}); running it again, attempt {record.attempt + 2}.")
-            self._retry(record)
+            self._retry(record, free=cause.kind == DRAINED)
         else:
             tries = record.attempt + 1
             error = worker_crashed(cause, task_name=record.display_name, attempt=tries, max_attempts=tries)
             self.fail(record, serialize_system_error(error))
 
-    def _retry(self, record: TaskRecord) -> None:
-        if record.retries > 0:
+    def _retry(self, record: TaskRecord, *, free: bool = False) -> None:
+        if record.retries > 0 and not free:
             record.retries -= 1
         record.attempt += 1
         self.requeue(record)

@@ -21,6 +21,7 @@ from shoal._core.worker.objects import ARGUMENT
 
 from .calls import Call, Caller, cancelled_before_start
 from .generators import StreamGate
+from .moves import Move
 
 if TYPE_CHECKING:
     from shoal._core.worker.core import Core
@@ -55,6 +56,8 @@ class Inbound:
         #: Called once no reply waits for registrations any more.
         self._until_replied: list[Callable[[], None]] = []
         self.stopping = False
+        #: The actor moves to another node: what comes is handed back.
+        self._move: Move | None = None
         #: The running task waits inside get or wait: what arrives now is handed back at once.
         self.blocked = False
 
@@ -71,7 +74,10 @@ class Inbound:
         elif kind is m.CancelTask:
             return self._on_cancel(message)  # type: ignore[arg-type]
         elif kind is m.AskHandBack:
-            self.hand_back()
+            if self._move is not None:
+                self._move.heard(connection)
+            else:
+                self.hand_back()
         elif kind is m.GeneratorConsumed:
             call = self.calls.get(message.task_id)  # type: ignore[attr-defined]
             if call is not None and call.stream_gate is not None:
@@ -128,7 +134,9 @@ class Inbound:
         """Hand over everything that arrived in one read at once."""
         if self._arrived:
             arrived, self._arrived = self._arrived, []
-            if self.actor is not None:
+            if self._move is not None:
+                self._return(arrived)
+            elif self.actor is not None:
                 self.actor.submit(arrived)
             else:
                 for call in arrived:
@@ -140,24 +148,30 @@ class Inbound:
         caller = self._callers.pop(connection, None)
         if caller is not None:
             caller.lost = True
+        if self._move is not None:
+            self._move.heard(connection)
 
     def hand_back(self) -> None:
         """Return every call that is not started to its owner."""
-        returned: dict[Connection, list[bytes]] = {}
+        returned: list[Call] = []
         kept: list[Any] = []
         while True:
             try:
                 item = self.queue.get_nowait()
             except Empty:
                 break
-            if isinstance(item, Call):
-                returned.setdefault(item.caller.connection, []).append(item.task.task_id)
-                self.calls.pop(item.task.task_id, None)
-                self._give_back_places(item)
-            else:
-                kept.append(item)
+            (returned if isinstance(item, Call) else kept).append(item)
         for item in kept:
             self.queue.put(item)
+        self._return(returned)
+
+    def _return(self, calls: list[Call]) -> None:
+        """Give calls that were not started back to their owners."""
+        returned: dict[Connection, list[bytes]] = {}
+        for call in calls:
+            returned.setdefault(call.caller.connection, []).append(call.task.task_id)
+            self.calls.pop(call.task.task_id, None)
+            self._give_back_places(call)
         for connection, task_ids in returned.items():
             if not connection.closed:
                 connection.send(m.HandBack(task_ids))
@@ -204,8 +218,12 @@ class Inbound:
         return True
 
     def leave(self, cause: m.Cause) -> None:
-        """End in good order, after the calls that are queued."""
-        if self.actor is not None:
+        """End in good order, after the calls that are queued. An actor that moves finishes those that have begun."""
+        if self.actor is not None and cause.kind == m.DRAINED:
+            if self._move is None:
+                self._move = Move(self.core.loop, self._callers, lambda: self.actor.leave(cause))
+                self.hand_back()
+        elif self.actor is not None:
             self.actor.leave(cause)
         else:
             self.queue.put(lambda: self.main.leave(cause))
