@@ -16,6 +16,7 @@ from shoal._core.node_agent.neighbours import Neighbours
 from shoal._core.node_agent.server import NodeAgent
 from shoal._core.object_store import Arena, ObjectStore
 from shoal._core.object_store.disk import DiskUsage
+from shoal._core.object_store.entries import Entry
 from shoal._core.object_store.inside import inside_client
 from shoal._core.object_store.pulling import Pulling
 from shoal._core.object_store.serving import Serving
@@ -184,9 +185,15 @@ class SimulatedNode:
             found.append(f"node agent: {list(agent.adopted.state.objects.values())}")
         if hosted := len(agent.actors._actors):
             found.append(f"node agent: {hosted} actors")
-        # What processes of other nodes owned that have ended stays: nobody tells this node (docs/design/cluster.md, "Simulation").
-        stored = self.object_store._residence.objects.values()
-        objects = [entry for entry in stored if entry.is_copy or entry.owner.node_id == self.node_id]
+        objects = [entry for entry in self.object_store._residence.objects.values() if self._is_left_over(entry)]
         if objects or self.object_store.statistics().waiting or any(entry.pins for entry in objects):
             found.append(f"object store: {objects} {self.object_store.statistics()}")
         return [f"{self.name} {what}" for what in found]
+
+    def _is_left_over(self, entry: Entry) -> bool:
+        if not entry.is_copy:
+            # What processes of other nodes owned that have ended stays: nobody tells this node (docs/design/cluster.md, "Simulation").
+            return entry.owner.node_id == self.node_id
+        # A copy goes with its primary; one whose primary's node has died is a cache that goes when room is needed.
+        primary = self._find(entry.owner.node_id)
+        return primary is not None and not primary.object_store.contains(entry.object_id)
