@@ -27,6 +27,9 @@ class ProcessLoop(asyncio.BaseEventLoop):
         self._held: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         super().__init__()
 
+    def __del__(self) -> None:
+        """Nothing is open here that should have been closed."""
+
     # --- faults ---
 
     def pause(self) -> None:
