@@ -89,7 +89,7 @@ def test_a_node_whose_death_is_not_noticed_is_found():
 
 
 def test_a_request_that_is_not_sent_again_is_found():
-    with mock.patch.object(LinkState, "connected", lambda self, now: []):
+    with mock.patch.object(LinkState, "connected", return_value=[]):
         assert found(FAULTY, range(200))
 
 

@@ -745,7 +745,7 @@ class NodeList(Message, tag=97):
 
 
 class NodesChanged(Message, tag=99):
-    """Control store to node agent: the other nodes that are new, have died, or have other resources than before; all of them at first.
+    """Control store to node agent: nodes that are new, have died, or have another total than before; all of them at first.
 
     Node agent to its processes: nodes that have died.
     """
@@ -753,6 +753,15 @@ class NodesChanged(Message, tag=99):
     nodes: list[NodeRecord]
     #: These are all that live.
     whole: bool = False
+
+
+class NodesUsed(Message, tag=154):
+    """Control store to node agent: what is free on the other nodes, where that has changed."""
+
+    #: A list of (node id, amounts that differ from the node's total), encoded once for all agents.
+    figures: msgspec.Raw
+    #: Seconds until the next word, at the earliest.
+    pause_s: float
 
 
 class ReportResources(Message, tag=98):
@@ -1009,7 +1018,7 @@ class Published(Message, tag=151):
 AnyMessage = (
     Ack | Failed | CancelRequest | Ping | IssueCertificate | CertificateIssued | RotateToken | TokenChanged
     | RegisterProcess | Registered | ProcessExiting | StopProcess | LogLines | NameProcess | FlushLogs | KillProcess
-    | Dial | SocketReady | TakeSocket | LeaseSpilled | NodesChanged
+    | Dial | SocketReady | TakeSocket | LeaseSpilled | NodesChanged | NodesUsed
     | RequestLease | LeaseGranted | ReturnLease | LeaseWanted | WorkerDied | WorkerBlocked | WorkerUnblocked | LeaseInfeasible
     | CreateObject | ObjectCreated | SealObject | AbortObject | PinObjects | ObjectsPinned | UnpinObjects | FreeObjects | AdoptObjects
     | PromoteCopy

@@ -43,6 +43,7 @@ from shoal._core.wire.messages import (
     NodeRecord,
     NodeResources,
     NodesChanged,
+    NodesUsed,
     PushTask,
     RegisterNode,
     RequestLease,
@@ -159,13 +160,12 @@ class _Agent:
         self.connection.deliver = self.hear
 
     def hear(self, message: Message) -> None:
-        if isinstance(message, NodesChanged) and self.view is not None:
+        if isinstance(message, NodesChanged | NodesUsed) and self.view is not None:
             self.cluster.loop.call_later(self.cluster.plan.wire_s, self._learn, message)
 
-    def _learn(self, message: NodesChanged) -> None:
+    def _learn(self, message: NodesChanged | NodesUsed) -> None:
         assert self.view is not None
-        self.view.update(message.nodes)
-        self.cluster.heard_at = self.cluster.loop.time()
+        _tell(self.view, message)
         self._perform(self.leases.nodes_changed(self.cluster.loop.time()))
         self.reschedule()
 
@@ -332,7 +332,6 @@ class ScaleCluster:
         self.settings = Settings(node_timeout_s=1e9)
         self.loop = VirtualLoop(seed)
         self.wire = _Wire()
-        self.heard_at = 0.0
         self.finished = 0
         self.control_cpu_s = 0.0
         self._lease_s: list[float] = []
@@ -357,6 +356,9 @@ class ScaleCluster:
         self._lease_s.append(seconds)
         self._hops[hops] += 1
 
+    def _bytes_of_views(self) -> int:
+        return sum(self.wire.bytes[name] for name in ("NodesChanged", "NodesUsed", "NodeResources"))
+
     # --- measurements ---
 
     def _join(self) -> None:
@@ -364,6 +366,7 @@ class ScaleCluster:
         for agent in self._agents:
             self.control.accept(agent.connection)  # type: ignore[arg-type]
             agent.connection.on_message(agent.connection, RegisterNode(0, msgspec.structs.replace(agent.record)))
+            self.loop.settle()
         self.loop.advance(1.0)
         self.figures.join_cpu_s = time.process_time() - begin
         self.figures.join_bytes = sum(self.wire.bytes.values())
@@ -371,11 +374,11 @@ class ScaleCluster:
     def measure_delta(self) -> None:
         """Let all nodes have other resources at the same moment."""
         figures, agent = self.figures, self._agents[0]
-        heard: list[NodesChanged] = []
+        heard: list[NodesChanged | NodesUsed] = []
         times: list[float] = []
 
         def hear(message: Message) -> None:
-            if isinstance(message, NodesChanged):
+            if isinstance(message, NodesChanged | NodesUsed):
                 heard.append(message)
                 times.append(self.loop.time())
 
@@ -412,7 +415,7 @@ class ScaleCluster:
         begin = time.process_time()
         for frame in frames:
             for message in FrameDecoder().feed(frame) or ():
-                view.update(message.nodes)  # type: ignore[union-attr]
+                _tell(view, message)  # type: ignore[arg-type]
         figures.agent_delta_cpu_s = time.process_time() - begin
         shape = Shape(b"\0" * 4, (("CPU", self.plan.cpus * UNIT),))
         nodes, rounds = view.nodes(), 20
@@ -435,7 +438,7 @@ class ScaleCluster:
             assert owner.agent.view is not None
             owner.agent.view.update(everybody)
         messages, nbytes = sum(self.wire.messages.values()), sum(self.wire.bytes.values())
-        told = self.wire.bytes["NodesChanged"] + self.wire.bytes["NodeResources"]
+        told = self._bytes_of_views()
         self.control_cpu_s, start, begin = 0.0, self.loop.time(), time.process_time()
         for owner in owners:
             owner.submit(plan.tasks // plan.owners)
@@ -446,10 +449,17 @@ class ScaleCluster:
         figures.task_cpu_s = (time.process_time() - begin) / plan.tasks
         figures.messages_per_task = (sum(self.wire.messages.values()) - messages) / plan.tasks
         figures.bytes_per_task = (sum(self.wire.bytes.values()) - nbytes) / plan.tasks
-        figures.control_bytes_per_task = (self.wire.bytes["NodesChanged"] + self.wire.bytes["NodeResources"] - told) / plan.tasks
+        figures.control_bytes_per_task = (self._bytes_of_views() - told) / plan.tasks
         waits = sorted(self._lease_s[: plan.nodes * plan.cpus // 2])
         figures.lease_s = waits[len(waits) // 2], waits[len(waits) * 99 // 100], waits[-1]
         figures.hops = self._hops
+
+
+def _tell(view: ClusterView, message: NodesChanged | NodesUsed) -> None:
+    if isinstance(message, NodesChanged):
+        view.update(message.nodes)
+    else:
+        view.used(msgspec.msgpack.decode(message.figures, type=list[tuple[bytes, dict[str, int]]]), message.pause_s)
 
 
 def measure(plan: Plan) -> Figures:
