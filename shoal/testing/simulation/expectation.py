@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shoal.testing.simulation.faults import Fault, KillNode, KillProcess
+from shoal.testing.simulation.faults import Fault, KillProcess, ended_nodes
 from shoal.testing.simulation.interpretation import FINE, SKIPPED
 from shoal.testing.simulation.programs import (
     Arg,
@@ -167,9 +167,9 @@ class Expectation:
         self.deaths = False
         #: Something can fail, so that slots may stay empty.
         self.faulty = False
-        #: Values that the death of a node takes with it.
-        self.killed_nodes = {fault.node for fault in faults if isinstance(fault, KillNode)}
-        if kills := sum(isinstance(fault, KillNode | KillProcess) for fault in faults):
+        #: Their stored values go with them.
+        self.killed_nodes = set(ended_nodes(faults))
+        if kills := len(ended_nodes(faults)) + sum(isinstance(fault, KillProcess) for fault in faults):
             self.kills = kills
             self.deaths = self.faulty = True
         self._detached: dict[str, Handle] = {}
@@ -364,6 +364,8 @@ class Expectation:
             actor = run.actor
             disturbed = actor.killed or actor.crashes or self.kills > 0 or (actor.created_in_worker and self.deaths)
             constructor = actor.constructor
+            if constructor is not None and constructor.node in self.killed_nodes:
+                errors |= {ACTOR_UNSCHEDULABLE}
             if actor.group is not None and actor.group.removed:
                 errors |= {ACTOR_GROUP_REMOVED}
                 disturbed = True

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import TypeGuard
 
-#: Virtual seconds.
+#: Virtual seconds for which a process, or a connection, may stand still without being given up.
 CALM_S = 1.5
+#: Shortest and longest silence after which a node is declared dead (``world.SETTINGS.node_timeout_s``); it joins again as another.
+SILENCE_S = (4.0, 8.0)
+#: Share of faults that are such a silence.
+SILENT = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +102,27 @@ class FullDisk:
 Fault = KillNode | KillProcess | PauseAgent | PauseProcess | Partition | Slow | KillControlStore | JumpClock | FullDisk
 
 
-def generate_faults(draw: random.Random, nodes: int) -> tuple[Fault, ...]:
-    """Draw a few faults for a cluster of this size; programs last about a second. None of these alone ends a connection that lives.
+def ended_nodes(faults: tuple[Fault, ...]) -> list[int]:
+    """Return the nodes that die, or are declared dead, one for each time."""
+    return [fault.node for fault in faults if isinstance(fault, KillNode) or (_is_silence(fault) and fault.for_s > CALM_S)]
 
-    Without a word for ``CALM_S`` a process is not given up: nobody's patience with another process is shorter.
-    """
+
+def _is_silence(fault: Fault) -> TypeGuard[PauseAgent | Partition]:
+    return isinstance(fault, PauseAgent) or (isinstance(fault, Partition) and fault.other < 0)
+
+
+def generate_faults(draw: random.Random, nodes: int) -> tuple[Fault, ...]:
+    """Draw a few faults for a cluster of this size; programs last about a second."""
     faults: list[Fault] = []
     for _ in range(draw.randint(1, 4)):
         at_s = round(2 * draw.random() ** 2, 3)
         for_s = round(draw.choice((0.02, 0.3, CALM_S)) * draw.random(), 3)
         node = draw.randrange(1, nodes) if nodes > 1 else 0
         other = draw.choice([one for one in range(-1, nodes) if one != node])
+        if nodes > 1 and draw.random() < SILENT:
+            silence_s = round(draw.uniform(*SILENCE_S), 3)
+            faults.append(draw.choice((PauseAgent(at_s, node, silence_s), Partition(at_s, node, -1, False, silence_s))))
+            continue
         kind = draw.choice((KillNode, KillProcess, PauseAgent, PauseProcess, Partition, Slow, KillControlStore, JumpClock))
         if kind is KillNode and nodes > 1:
             faults.append(KillNode(at_s, node, for_s))

@@ -5,7 +5,6 @@ A node's processes have endpoints ``NAME/agent``, ``NAME/w1``... on the host ``N
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
 from typing import Any
@@ -96,6 +95,7 @@ class SimulatedNode:
         self.serving = serving = Serving(self.loop, store, inside, self.arena, pulling, trust)
         self._neighbours = neighbours = Neighbours(self.loop, self.agent.view.get, self._peers.connect)
         store.puller = pulling
+        self.agent.adopted.free_elsewhere = neighbours.free_primaries
         store.on_freed = lambda object_ids: neighbours.free_copies(serving.copies_of(object_ids))
 
     async def _way_to(self, node_id: bytes) -> Any:
@@ -130,13 +130,7 @@ class SimulatedNode:
             on_refused=self._declared_dead,
         )
         self.agent.obey(self._link)
-        while True:
-            try:
-                await self._link.open()
-            except OSError:  # the control store is down just now; ``shoal start`` is tried again
-                await asyncio.sleep(0.1)
-            else:
-                return
+        await self._link.open(patient=True)
 
     def _declared_dead(self, _error: RequestFailed) -> None:
         self.on_declared_dead()

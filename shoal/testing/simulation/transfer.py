@@ -130,7 +130,8 @@ class SimulatedLink:
                         _write(target, begin, _read(source.arena, place, piece.offset + begin, min(CHUNK_BYTES, piece.length - begin)))
                 answers.append(answer)
         finally:
-            source.loop.call_soon(serving._sent, self._node_id, pieces, batch)
+            if not source.loop.is_closed():
+                source.loop.call_soon(serving._sent, self._node_id, pieces, batch)
 
 
 def _settle(future: asyncio.Future[Any], result: Any) -> None:
