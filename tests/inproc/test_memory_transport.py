@@ -108,6 +108,41 @@ def test_partition_holds_and_heals() -> None:
     in_world(test)
 
 
+def test_a_partition_of_one_way_holds_that_way_only() -> None:
+    async def test(world: World) -> None:
+        connection = await world.connect()
+        await connection.request(wire.Ping(0))
+        world.network.partition("s", "c", one_way=True)
+        reply = connection.request(wire.Ping(0))
+        await asyncio.sleep(1.0)
+        assert len(world.received) == 2
+        assert not reply.done()
+        with pytest.raises(ConnectFailed):
+            await world.connect()  # whose answer would be held back
+        world.network.heal("c", "s")
+        assert await reply == wire.Ack(2)
+
+    in_world(test)
+
+
+def test_a_partition_of_hosts_cuts_all_processes_there_but_not_among_themselves() -> None:
+    async def test(world: World) -> None:
+        for name in ("c", "d"):
+            world.network.place(name, "machine 2", world.loop)
+        world.network.place("s", "machine 1", world.loop)
+        c, d = await world.connect("c"), await world.connect("d")
+        await MemoryTransport(world.network, "d").listen("memory:d", world._accept)
+        beside = await MemoryTransport(world.network, "c").connect("memory:d", lambda c, m: None)
+        world.network.partition("machine 1", "machine 2")
+        replies = [c.request(wire.Ping(0)), d.request(wire.Ping(0))]
+        assert await beside.request(wire.Ping(0)) == wire.Ack(1)
+        assert not any(reply.done() for reply in replies)
+        world.network.heal("machine 1", "machine 2")
+        assert await asyncio.gather(*replies) == [wire.Ack(1), wire.Ack(1)]
+
+    in_world(test)
+
+
 def test_kill_breaks_connections_and_refuses_new_ones() -> None:
     async def test(world: World) -> None:
         connection = await world.connect()

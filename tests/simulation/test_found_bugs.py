@@ -6,9 +6,10 @@ import pytest
 
 import shoal
 from shoal.exceptions import ActorDiedError, WorkerCrashedError
-from shoal.testing.simulation.cluster import INLINE_BYTES, Chances, SimulatedCluster
+from shoal.testing.simulation.cluster import SimulatedCluster
 from shoal.testing.simulation.processes import kill_this_process
 from shoal.testing.simulation.threads import pause
+from shoal.testing.simulation.world import INLINE_BYTES, Chances
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -20,7 +21,7 @@ UNTIL_IDLE_WORKERS_LEAVE_S = 40.0
 def run(program, *, seeds=range(12), cpus=2):
     """Run the driver's program under the delays of each seed, and check that nothing is left."""
     for seed in seeds:
-        with SimulatedCluster(seed, Chances(cpus=cpus)) as cluster:
+        with SimulatedCluster(seed, Chances(nodes=(cpus,))) as cluster:
             cluster.run(lambda: program(cluster))  # it ends before the next seed begins
             cluster.check_nothing_left()
 
@@ -211,10 +212,10 @@ def test_a_lost_argument_of_a_constructor_is_computed_again():
     def program(cluster):
         value = make_large.remote()
         shoal.wait([value])
-        cluster.object_store.lose(value.binary())
+        cluster.lose(value.binary())
         actor = Holder.options(max_restarts=1, max_task_retries=1).remote(value)
         assert shoal.get(actor.nbytes.remote()) == len(LARGE)
-        cluster.object_store.lose(value.binary())
+        cluster.lose(value.binary())
         shoal.kill(actor, no_restart=False)
         assert shoal.get(actor.nbytes.remote()) == len(LARGE)
 
@@ -224,7 +225,7 @@ def test_a_lost_argument_of_a_constructor_is_computed_again():
 def test_an_actor_whose_constructor_needs_a_lost_value_of_put_says_so():
     def program(cluster):
         value = shoal.put(LARGE)
-        cluster.object_store.lose(value.binary())
+        cluster.lose(value.binary())
         with pytest.raises(ActorDiedError, match="made by put"):
             shoal.get(Holder.remote(value).nbytes.remote())
 

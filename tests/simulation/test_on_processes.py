@@ -13,10 +13,10 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 def run(seeds):
     """Run programs one after the other in one session per number of CPUs."""
-    for cpus in sorted({generate(seed).cpus for seed in seeds}):
-        with fresh_cluster(faults=False, num_cpus=cpus, log_to_driver=False) as cluster:
+    for nodes in sorted({generate(seed).nodes for seed in seeds}):
+        with fresh_cluster(faults=False, num_cpus=nodes[0], log_to_driver=False) as cluster:
             for seed in seeds:
-                if generate(seed).cpus == cpus:
+                if generate(seed).nodes == nodes:
                     failure = run_seed_on_processes(seed, cluster.processes)
                     assert failure is None, f"\n{failure}"
 

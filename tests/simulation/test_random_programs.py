@@ -14,7 +14,7 @@ import pytest
 from shoal._core.transport.memory import MemoryConnection
 from shoal._core.worker.ownership import Ownership
 from shoal._core.worker.tasks import Tasks
-from shoal.testing.simulation.campaign import run_seed, run_seeds, shrink
+from shoal.testing.simulation.campaign import ONE_NODE, Mode, run_seed, run_seeds, shrink
 from shoal.testing.simulation.generation import KINDS, generate
 from shoal.testing.simulation.programs import count_ops
 
@@ -64,7 +64,7 @@ def test_programs_of_all_kinds_and_operations_are_made():
         assert f"{operation}(" in text, operation
 
 
-def trace(seed: int) -> str:
+def trace(seed: int, mode: Mode = ONE_NODE) -> str:
     """Return a digest of every frame that travelled, when and where. Not of its bytes: they hold the name of the session."""
     digest = hashlib.sha256()
     put = MemoryConnection._put
@@ -74,7 +74,7 @@ def trace(seed: int) -> str:
         put(self, payload)
 
     with mock.patch.object(MemoryConnection, "_put", note):
-        failure = run_seed(seed)
+        failure = run_seed(seed, mode)
     return digest.hexdigest() + str(failure)
 
 

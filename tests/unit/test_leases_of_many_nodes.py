@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal._core.node_agent.cluster_view import PROMISE_S, ClusterView
+from shoal._core.node_agent.cluster_view import PAUSE_S, REPORTED_S, ClusterView
 from shoal._core.node_agent.lease_records import Doubt, Grant, Instruction, Refuse, Spill, TellInfeasible, Want
 from shoal._core.node_agent.leases import Leases
 from shoal._core.node_agent.waiting import LeaseRequest
@@ -128,9 +128,9 @@ def test_what_was_sent_to_a_node_counts_until_its_next_word_or_for_a_while() -> 
         return known.available.get("CPU", 0)
 
     view.promise(b"b", need, 0.0)
-    assert (free(), view.next_expiry) == (0, PROMISE_S)
-    assert not view.expire(PROMISE_S / 2)
-    assert view.expire(PROMISE_S)
+    assert (free(), view.next_expiry) == (0, REPORTED_S + PAUSE_S)
+    assert not view.expire((REPORTED_S + PAUSE_S) / 2)
+    assert view.expire(REPORTED_S + PAUSE_S)
     assert (free(), view.next_expiry) == (UNIT, None)
     view.promise(b"b", need, 1.0)
     view.update([record("b", 1)])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+
+import msgspec
 
 from shoal._base.version import why_apart
 from shoal._core.wire.messages import (
@@ -20,6 +22,7 @@ from shoal._core.wire.messages import (
     NodeRecord,
     NodeResources,
     NodesChanged,
+    NodesUsed,
     RegisterNode,
     WorkerDied,
 )
@@ -27,6 +30,7 @@ from shoal._core.wire.messages import (
 from .core import Core, Handler, Session
 from .job_service import JobService
 from .membership_service import MembershipService
+from .nodes import Node
 from .rows import encode
 from .scheduling_service import SchedulingService
 
@@ -35,8 +39,11 @@ log = logging.getLogger("shoal.control_store")
 #: Tells whether nobody listens at this endpoint any more.
 Probe = Callable[[str], Awaitable[bool]]
 
-#: Seconds between two words to the node agents about the resources of the others.
+#: Seconds between two words to the node agents about the others: at least, and about what is used on them also at most in a small cluster.
 VIEW_S = 0.1
+#: Bytes a second that may be spent on saying what is used. What n nodes report goes to n agents: with 1,000 nodes that change all the time
+#: 40 MB each time, so they hear it once a second instead of ten times (benchmarks/core_scale.py).
+USED_BYTES_PER_S = 50_000_000
 #: Ends in good order of processes that nobody wanted to end: what they created lives on until its job ends.
 RETIREMENTS = frozenset({"idle", "max_calls", "retired"})
 
@@ -54,6 +61,10 @@ class NodeService:
         #: Nodes of which the other agents do not know the newest.
         self._changed: set[bytes] = set()
         self._timer: asyncio.TimerHandle | None = None
+        #: The same for what is used on them, and seconds until that may be told again.
+        self._used: set[bytes] = set()
+        self._used_timer: asyncio.TimerHandle | None = None
+        self._used_pause_s = VIEW_S
         self._probe = probe
         self._probing: set[asyncio.Task[None]] = set()
         self._looking = False
@@ -135,9 +146,11 @@ class NodeService:
             self._members.node_joined(session.connection)
         if self._control_stores:
             core.outbox.send(session.connection, ControlStores(self._control_stores))
-        others = [known for known in core.nodes.records() if known.alive and known.node_id != node_id]
-        if others or message.known:
-            core.outbox.send(session.connection, NodesChanged(others, whole=True))
+        living = core.nodes.living()
+        if len(living) > 1 or message.known:
+            # Encoded once for all who ever join: with 10,000 nodes these lists are 15 GB.
+            core.outbox.send(session.connection, NodesChanged([node.encoded for node in living], whole=True))  # type: ignore[misc]
+            core.outbox.send(session.connection, NodesUsed(_figures_of(living), self._used_pause_s))
         self.tell_others(node_id)
         core.publish("nodes", node_id, encode(record))
         for job_id in message.jobs:
@@ -153,17 +166,36 @@ class NodeService:
     def tell_others(self, node_id: bytes) -> None:
         """Have the other node agents told what is new of a node, once for all changes of a moment."""
         self._changed.add(node_id)
-        if self._timer is None and self._core.agents.keys() - {node_id}:
+        if self._timer is None and self._has_others(node_id):
             self._timer = self._core.loop.call_later(VIEW_S, self._spread)
+
+    def _has_others(self, node_id: bytes) -> bool:
+        return len(self._core.agents) > (node_id in self._core.agents)
 
     def _spread(self) -> None:
         self._timer = None
         core, changed = self._core, self._changed
         self._changed = set()
-        records = {record.node_id: record for record in core.nodes.records() if record.node_id in changed}
-        for node_id, connection in core.agents.items():
-            if mine := [record for key, record in records.items() if key != node_id]:
-                core.outbox.send(connection, NodesChanged(mine))
+        records = [record for record in core.nodes.records() if record.node_id in changed]
+        message = NodesChanged([msgspec.Raw(encode(record)) for record in records])  # type: ignore[misc]
+        for connection in core.agents.values():  # an agent passes over its own record
+            core.outbox.send(connection, message)
+
+    def _tell_used(self, node_id: bytes) -> None:
+        """The same for what is used on a node, at a pace that costs the same however many nodes there are."""
+        self._used.add(node_id)
+        if self._used_timer is None and self._has_others(node_id):
+            self._used_timer = self._core.loop.call_later(self._used_pause_s, self._spread_used)
+
+    def _spread_used(self) -> None:
+        self._used_timer = None
+        core, used = self._core, sorted(self._used)
+        self._used = set()
+        figures = _figures_of(node for node in map(core.nodes.get, used) if node is not None)
+        self._used_pause_s = max(VIEW_S, len(memoryview(figures)) * len(core.agents) / USED_BYTES_PER_S)
+        message = NodesUsed(figures, self._used_pause_s)
+        for connection in core.agents.values():
+            core.outbox.send(connection, message)
 
     def node_died(self, node_id: bytes, reason: str) -> None:
         """The node is gone for good: give what it had to others."""
@@ -188,7 +220,9 @@ class NodeService:
 
     def _resources(self, session: Session, message: NodeResources) -> None:
         if self._core.nodes.resources(message.node_id, message.available, message.total):
-            self.tell_others(message.node_id)
+            if message.total is not None:
+                self.tell_others(message.node_id)
+            self._tell_used(message.node_id)
             self._scheduling.reschedule_soon()
 
     def _cluster_changed(self, session: Session, message: ClusterChanged) -> None:
@@ -225,3 +259,13 @@ def _cause_of_death(record: NodeRecord, reason: str) -> Cause:
     if record.draining:
         return Cause(DRAINED, f"Its node {name} has left the cluster ({reason}).", node_id=record.node_id)
     return Cause("node_died", f"Its node {name} has died: {reason}", node_id=record.node_id)
+
+
+def _figures_of(nodes: Iterable[Node]) -> msgspec.Raw:
+    return msgspec.Raw(encode([(node.record.node_id, _used_of(node.record)) for node in nodes]))
+
+
+def _used_of(record: NodeRecord) -> dict[str, int]:
+    """Return the amounts that differ from the total."""
+    free = record.available
+    return {name: left for name, total in record.total.items() if (left := free.get(name, 0)) != total}

@@ -39,20 +39,25 @@ class Node:
     #: Starts of actors that wait for the agent's answer.
     starts: int = 0
     view: NodeRecord = field(init=False)
+    #: The record as it goes over the wire, with what was free when the node joined.
+    encoded: msgspec.Raw = field(init=False)
 
     def __post_init__(self) -> None:
+        self.encoded = msgspec.Raw(encode(self.record))
         self.view = msgspec.structs.replace(self.record, available=subtract(self.record.available, {}))
 
     def back(self, record: NodeRecord) -> None:
         """The agent has registered again."""
         self.connected, self.record = True, record
+        self.encoded = msgspec.Raw(encode(record))
         self.view = msgspec.structs.replace(record, available=subtract(record.available, self.promised))
 
     def report(self, available: dict[str, int], total: dict[str, int] | None) -> None:
         """Take over the agent's figures."""
+        self.record.available = available
         if total is not None:
             self.record.total = self.view.total = total
-        self.record.available = available
+            self.encoded = msgspec.Raw(encode(self.record))
         self.view.available = subtract(available, self.promised)
 
     def promise(self, need: Mapping[str, int]) -> None:
@@ -109,7 +114,7 @@ class NodeTable:
         else:
             node.back(record)
         self.heard(record.node_id, now)
-        return [Change(NODES, record.node_id, encode(record))]
+        return [Change(NODES, record.node_id, bytes(self._nodes[record.node_id].encoded))]
 
     def heard(self, node_id: bytes, now: float) -> None:
         """The agent has said something."""
@@ -132,7 +137,8 @@ class NodeTable:
         node = self._nodes[node_id]
         for record in (node.record, node.view):
             record.draining, record.leaves_at = why, leaves_at
-        return [Change(NODES, node_id, encode(node.record))]
+        node.encoded = msgspec.Raw(encode(node.record))
+        return [Change(NODES, node_id, bytes(node.encoded))]
 
     def takes_work(self, node_id: bytes) -> bool:
         """Whether something may be placed there."""
@@ -171,6 +177,9 @@ class NodeTable:
     def views(self) -> list[NodeRecord]:
         """What ``scheduling`` chooses from."""
         return [node.view for node in self._nodes.values() if node.connected]
+
+    def living(self) -> list[Node]:
+        return list(self._nodes.values())
 
     def records(self) -> list[NodeRecord]:
         """All nodes, the living first. Copies: what is sent must not change afterwards."""

@@ -46,6 +46,7 @@ log = logging.getLogger("shoal.node_agent")
 TICK_S = 0.25
 #: Seconds that a worker which was asked to leave, or which hung up, has until it is killed.
 LEAVE_S = 5.0
+_FIGURES = msgspec.msgpack.Decoder(list[tuple[bytes, dict[str, int]]])
 
 
 class NodeAgent:
@@ -137,6 +138,7 @@ class NodeAgent:
             wire.Ping: lambda connection, message: connection.send(wire.Ack(message.rid)),
             wire.ReportResources: self.reports.on_report,
             wire.NodesChanged: self._on_nodes_changed,
+            wire.NodesUsed: self._on_nodes_used,
             wire.RotateToken: self._on_rotate_token,
             wire.ControlStores: self._on_control_stores,
             **self.actors.handlers(),
@@ -446,6 +448,11 @@ class NodeAgent:
             gone = [record for record in self.view.nodes() if record.node_id not in listed and record is not self.node]
             changed = changed + [msgspec.structs.replace(record, alive=False) for record in gone]
         self._learn_nodes(changed)
+        self.perform_leases(self.leases.nodes_changed(self.loop.time()))
+        self.reschedule()
+
+    def _on_nodes_used(self, connection: Peer, message: wire.NodesUsed) -> None:
+        self.view.used(_FIGURES.decode(message.figures), message.pause_s)
         self.perform_leases(self.leases.nodes_changed(self.loop.time()))
         self.reschedule()
 

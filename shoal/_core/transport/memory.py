@@ -6,9 +6,12 @@ Messages go through the codec, so that two ends never share an object by acciden
 trust each other. Everything happens through the loop that is passed in, and all chance through ``rng``: the same seed gives the
 same order of events under a virtual clock.
 
+An endpoint is a process. It may lie on a host that it shares with others (``place``), and have a loop of its own, on which everything is
+called that concerns it.
+
 What a fault means: ``partition`` holds messages back, as a network does that may still heal; ``disconnect`` breaks connections, both
 ends alive; ``kill`` is a SIGKILL: the dead endpoint's code is never called again, what it had sent still arrives, then its peers lose
-the connection.
+the connection. Partitions and delays are between hosts as well as between endpoints.
 """
 
 from __future__ import annotations
@@ -57,25 +60,42 @@ class MemoryNetwork:
         self._pair_delay_s: dict[frozenset[str], tuple[float, float]] = {}
         self._listening: dict[str, _Listening] = {}
         self._connections: list[tuple[MemoryConnection, MemoryConnection]] = []
-        self._partitioned: set[frozenset[str]] = set()
+        #: (from, to) of what is held back.
+        self._partitioned: set[tuple[str, str]] = set()
+        self._hosts: dict[str, str] = {}
+        self._loops: dict[str, asyncio.AbstractEventLoop] = {}
         self._dead: set[str] = set()
         self._next_address = 0
 
+    def place(self, endpoint: str, host: str, loop: asyncio.AbstractEventLoop) -> None:
+        """Say where an endpoint lies and which loop it runs on, before it connects or listens. By default: alone, on the network's loop."""
+        self._hosts[endpoint] = host
+        self._loops[endpoint] = loop
+
     # --- faults ---
 
-    def partition(self, a: str, b: str) -> None:
-        """Hold back whatever ``a`` and ``b`` send to each other; new connections wait, and fail after their timeout."""
-        self._partitioned.add(frozenset((a, b)))
+    def partition(self, a: str, b: str, *, one_way: bool = False) -> None:
+        """Hold back what ``a`` and ``b`` send to each other (one way: ``a`` to ``b``); new connections wait, and fail after their timeout.
+
+        Each is an endpoint or a host.
+        """
+        self._partitioned.add((a, b))
+        if not one_way:
+            self._partitioned.add((b, a))
 
     def heal(self, a: str, b: str) -> None:
-        """End a partition: what was held back arrives, in order."""
-        self._partitioned.discard(frozenset((a, b)))
+        """End a partition, both ways: what was held back arrives, in order."""
+        self._partitioned -= {(a, b), (b, a)}
         for end in self._ends_between(a, b):
             end.release()
 
     def delay(self, a: str, b: str, shortest_s: float, longest_s: float) -> None:
-        """Set the delay of frames between ``a`` and ``b``."""
+        """Set the delay of frames between ``a`` and ``b``, endpoints or hosts."""
         self._pair_delay_s[frozenset((a, b))] = (shortest_s, longest_s)
+
+    def end_delay(self, a: str, b: str) -> None:
+        """Have frames between ``a`` and ``b`` take as long as others again."""
+        self._pair_delay_s.pop(frozenset((a, b)), None)
 
     def disconnect(self, a: str, b: str) -> None:
         """Break the connections between ``a`` and ``b``; they may connect again. What is in flight is lost."""
@@ -95,11 +115,21 @@ class MemoryNetwork:
 
     def draw_delay_s(self, a: str, b: str) -> float:
         """Draw how long the next frame between ``a`` and ``b`` takes."""
-        shortest, longest = self._pair_delay_s.get(frozenset((a, b)), self._delay_s) if self._pair_delay_s else self._delay_s
+        shortest, longest = self._delay_s
+        if self._pair_delay_s:
+            for pair in (frozenset((a, b)), frozenset((self.host_of(a), self.host_of(b)))):
+                shortest, longest = self._pair_delay_s.get(pair, (shortest, longest))
         return self._rng.uniform(shortest, longest) if longest > 0 else 0.0
 
     def is_partitioned(self, a: str, b: str) -> bool:
-        return bool(self._partitioned) and frozenset((a, b)) in self._partitioned
+        """Whether what ``a`` sends to ``b`` is held back."""
+        return bool(self._partitioned) and ((a, b) in self._partitioned or (self.host_of(a), self.host_of(b)) in self._partitioned)
+
+    def host_of(self, endpoint: str) -> str:
+        return self._hosts.get(endpoint, endpoint)
+
+    def loop_of(self, endpoint: str) -> asyncio.AbstractEventLoop:
+        return self._loops.get(endpoint, self.loop)
 
     def open(self, client: str, address: str) -> MemoryConnection:
         """Connect ``client`` to whoever listens at ``address``; ConnectFailed if nobody does."""
@@ -110,7 +140,7 @@ class MemoryNetwork:
         far = MemoryConnection(self, place.endpoint, client, client)
         near.other, far.other = far, near
         self._connections.append((near, far))
-        place.on_connection(far)
+        self.loop_of(place.endpoint).call_soon(place.on_connection, far)
         return near
 
     def where(self, address: str) -> str:
@@ -138,7 +168,13 @@ class MemoryNetwork:
             self._connections = [pair for pair in self._connections if connection not in pair]
 
     def _ends_between(self, a: str, b: str) -> list[MemoryConnection]:
-        return [end for pair in self._connections if {end.endpoint for end in pair} == {a, b} for end in pair]
+        wanted = {a, b}
+        return [
+            end
+            for pair in self._connections
+            if {one.endpoint for one in pair} == wanted or {self.host_of(one.endpoint) for one in pair} == wanted
+            for end in pair
+        ]
 
 
 class MemoryConnection(FramedConnection):
@@ -147,8 +183,10 @@ class MemoryConnection(FramedConnection):
     other: MemoryConnection
 
     def __init__(self, network: MemoryNetwork, endpoint: str, other_endpoint: str, peer: str) -> None:
-        super().__init__(network.loop, peer, self._put)
+        super().__init__(network.loop_of(endpoint), peer, self._put)
         self.endpoint = endpoint
+        #: Where what this end sends is delivered.
+        self._far_loop = network.loop_of(other_endpoint)
         self._other_endpoint = other_endpoint
         self._network = network
         #: What travels from this end to the other, oldest first. Each has one call of ``_arrive`` to come, or counted in ``_held``.
@@ -193,7 +231,7 @@ class MemoryConnection(FramedConnection):
         """Let arrive what a partition held back."""
         held, self._held = self._held, 0
         for _ in range(held):
-            self._loop.call_soon(self._arrive)
+            self._far_loop.call_soon(self._arrive)
 
     def break_off(self, reason: str) -> None:
         """Lose the connection, and all that is on its way from here."""
@@ -227,9 +265,9 @@ class MemoryConnection(FramedConnection):
         if isinstance(payload, bytes | bytearray | memoryview):
             self._lane_bytes += len(payload)
         if self._arrival <= now:
-            self._loop.call_soon(self._arrive)
+            self._far_loop.call_soon(self._arrive)
         else:
-            self._loop.call_at(self._arrival, self._arrive)
+            self._far_loop.call_at(self._arrival, self._arrive)
 
     def _arrive(self) -> None:
         """The oldest payload reaches the other end. Timers of equal time fire in any order, so which call it is does not matter."""
@@ -270,7 +308,7 @@ class MemoryTransport:
         network = self._network
         deadline = network.loop.time() + timeout_s
         await asyncio.sleep(network.draw_delay_s(self.name, network.where(address)))
-        while network.is_partitioned(self.name, network.where(address)):
+        while network.is_partitioned(self.name, place := network.where(address)) or network.is_partitioned(place, self.name):
             if network.loop.time() >= deadline:
                 raise ConnectFailed(f"Cannot connect to {address}: no answer within {timeout_s:g} s.")
             await asyncio.sleep(timeout_s / 100)

@@ -800,7 +800,7 @@ class NodeList(Message, tag=97):
 
 
 class NodesChanged(Message, tag=99):
-    """Control store to node agent: the other nodes that are new, have died, or have other resources than before; all of them at first.
+    """Control store to node agent: nodes that are new, have died, or have another total than before; all of them at first.
 
     Node agent to its processes: nodes that have died.
     """
@@ -814,6 +814,15 @@ class ControlStores(Message, tag=100):
     """Control store to node agent, and on to the processes of its node: where to look for it, if it is lost: here or at a standby's."""
 
     addresses: list[str]
+
+
+class NodesUsed(Message, tag=154):
+    """Control store to node agent: what is free on the other nodes, where that has changed."""
+
+    #: A list of (node id, amounts that differ from the node's total), encoded once for all agents.
+    figures: msgspec.Raw
+    #: Seconds until the next word, at the earliest.
+    pause_s: float
 
 
 class ReportResources(Message, tag=98):
@@ -1106,7 +1115,7 @@ class Published(Message, tag=151):
 AnyMessage = (
     Ack | Failed | CancelRequest | Ping | IssueCertificate | CertificateIssued | RotateToken | TokenChanged
     | RegisterProcess | Registered | ProcessExiting | StopProcess | LogLines | NameProcess | FlushLogs | KillProcess
-    | Dial | SocketReady | TakeSocket | LeaseSpilled | NodesChanged | ControlStores
+    | Dial | SocketReady | TakeSocket | LeaseSpilled | NodesChanged | NodesUsed | ControlStores
     | RequestLease | LeaseGranted | ReturnLease | LeaseWanted | WorkerDied | WorkerBlocked | WorkerUnblocked | LeaseInfeasible
     | CreateObject | ObjectCreated | SealObject | AbortObject | PinObjects | ObjectsPinned | UnpinObjects | FreeObjects | AdoptObjects
     | PromoteCopy

@@ -6,17 +6,34 @@ import gc
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 from shoal.testing.simulation import interpretation
-from shoal.testing.simulation.cluster import INLINE_BYTES, Chances, Fault, Hang, Leak, SimulatedCluster
+from shoal.testing.simulation.cluster import Fault, Hang, Leak, SimulatedCluster
 from shoal.testing.simulation.expectation import Expectation
 from shoal.testing.simulation.generation import generate
+from shoal.testing.simulation.nemesis import Nemesis
 from shoal.testing.simulation.processes import kill_this_process
-from shoal.testing.simulation.programs import Program, count_ops, show, smaller
+from shoal.testing.simulation.programs import Program, count_ops, show_program, smaller_programs
 from shoal.testing.simulation.threads import pause
+from shoal.testing.simulation.world import INLINE_BYTES, Chances
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Which programs the seeds stand for: at most so many nodes, with faults from outside or without."""
+
+    nodes: int = 1
+    faults: bool = False
+
+    def __str__(self) -> str:
+        """Return the flags of the command line."""
+        return (f" --nodes {self.nodes}" if self.nodes > 1 else "") + (" --faults" if self.faults else "")
+
+
+ONE_NODE = Mode()
 
 
 @dataclass(frozen=True)
@@ -26,11 +43,12 @@ class Failure:
     seed: int
     program: Program
     problem: str
+    mode: Mode = ONE_NODE
 
     def __str__(self) -> str:
         return (
-            f"seed {self.seed} ({self.program.kind}, {self.program.cpus} CPUs, {count_ops(self.program.body)} operations):\n"
-            f"{self.problem}\n\n{show(self.program.body)}\n\nTo run it again: python -m shoal.testing.simulation {self.seed}"
+            f"seed {self.seed} ({self.program.kind}, CPUs {self.program.nodes}, {count_ops(self.program.body)} operations):\n"
+            f"{self.problem}\n\n{show_program(self.program)}\n\nTo run it again: python -m shoal.testing.simulation {self.seed}{self.mode}"
         )
 
 
@@ -55,7 +73,10 @@ class SimulatedSurroundings:
         self._cluster.kill_some_worker(pick)
 
     def lose(self, ref: Any) -> None:
-        self._cluster.object_store.lose(ref.binary())
+        self._cluster.lose(ref.binary())
+
+    def node_id(self, position: int) -> str:
+        return self._cluster.nodes[position].node_id.hex()
 
     def note(self, number: int, outcome: str) -> None:
         driver = self._cluster.driver
@@ -67,23 +88,28 @@ def chances_of(seed: int, program: Program) -> Chances:
     draw = random.Random(f"chances {seed}")
     slowest = draw.choice((0.0002, 0.002, 0.02))
     return Chances(frame_s=(0.00002, slowest), fork_s=(0.002, draw.choice((0.005, 0.05))), death_s=(0.0, draw.choice((0.001, 0.02))),
-                   cpus=program.cpus)  # fmt: skip
+                   nodes=program.nodes)  # fmt: skip
 
 
-def run_seed(seed: int) -> Failure | None:
+def run_seed(seed: int, mode: Mode = ONE_NODE) -> Failure | None:
     """Run the program of this seed in its simulation. None: everything was as it must be."""
-    return run_program(seed, generate(seed))
+    return run_program(seed, generate(seed, mode.nodes, mode.faults), mode)
 
 
-def run_program(seed: int, program: Program) -> Failure | None:
+def run_program(seed: int, program: Program, mode: Mode = ONE_NODE) -> Failure | None:
     """Run a program under the delays of a seed."""
-    expectation = Expectation(program.body)
+    expectation = Expectation(program.body, program.faults)
     problems: list[str] = []
     with SimulatedCluster(seed, chances_of(seed, program)) as cluster:
         around = SimulatedSurroundings(cluster)
         with mock.patch.object(interpretation, "surroundings", around):
             try:
-                cluster.run(lambda: interpretation.run_driver(program.body))
+
+                def main() -> None:
+                    Nemesis(cluster, program.faults)
+                    interpretation.run_driver(program.body)
+
+                cluster.run(main)
                 cluster.check_nothing_left()
             except Leak as error:
                 if not (expectation.deaths and cluster.is_clean_without_driver()):
@@ -93,8 +119,8 @@ def run_program(seed: int, program: Program) -> Failure | None:
             except Exception as error:  # whatever a get or a put raised that the program did not expect
                 problems.append(f"the driver raised {type(error).__name__}: {error}")
         problems += [problem for noted in around.outcomes if (problem := expectation.judge(*noted))]
-        problems += [fault for fault in cluster.faults if not any(fault in problem for problem in problems)]
-    return Failure(seed, program, "\n".join(problems)) if problems else None
+        problems += [fault for fault in cluster.world.errors if not any(fault in problem for problem in problems)]
+    return Failure(seed, program, "\n".join(problems), mode) if problems else None
 
 
 def shrink(failure: Failure, tries: int = 2000, told: Callable[[str], None] = lambda text: None) -> Failure:
@@ -103,14 +129,14 @@ def shrink(failure: Failure, tries: int = 2000, told: Callable[[str], None] = la
     improved = True
     while improved and left > 0:
         improved = False
-        for body in smaller(best.program.body):
+        for program in smaller_programs(best.program):
             left -= 1
             if left <= 0:
                 break
-            again = run_program(best.seed, replace(best.program, body=body))
+            again = run_program(best.seed, program, best.mode)
             if again is not None and _way(again) == way:
                 best, improved = again, True
-                told(f"{count_ops(body)} operations, {left} tries left")
+                told(f"{count_ops(program.body)} operations, {len(program.faults)} faults, {left} tries left")
                 break
     return best
 
@@ -120,7 +146,7 @@ def _way(failure: Failure) -> str:
     return "\n".join(re.sub(r"[0-9a-f]*\d[0-9a-f]*|\[.*|\{.*", "", line) for line in failure.problem.splitlines()[:2])
 
 
-def run_seeds(seeds: range, *, stop_after: int = 1) -> tuple[int, list[Failure]]:
+def run_seeds(seeds: range, mode: Mode = ONE_NODE, *, stop_after: int = 1) -> tuple[int, list[Failure]]:
     """Run many seeds; return how many ran and those that failed, ending after ``stop_after`` failures."""
     failures: list[Failure] = []
     done = 0
@@ -130,7 +156,7 @@ def run_seeds(seeds: range, *, stop_after: int = 1) -> tuple[int, list[Failure]]
     gc.disable()
     try:
         for seed in seeds:
-            failure = run_seed(seed)
+            failure = run_seed(seed, mode)
             done += 1
             if failure is not None:
                 failures.append(failure)

@@ -9,6 +9,9 @@ Errors are upper bounds, and tight ones: a get may raise only what some fault of
     ActorDiedError, ActorUnavailableError   the actor's process, or its creator's, can be killed, or its constructor can fail
     ObjectReconstructionFailedError, ObjectLostError   the store lost the object, and no task may run again for it
     Boom                    the body raises it
+    NodeDiedError           the same, and nodes are killed
+    TaskUnschedulableError  the task must run on a node that is killed
+    TaskPlacementGroupRemoved   the task is to run in a placement group that is removed while results are still read
     any of these            an argument, or something that the body gets and does not catch, may end with it
 """
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from shoal.testing.simulation.faults import Fault, KillProcess, ended_nodes
 from shoal.testing.simulation.interpretation import FINE, SKIPPED
 from shoal.testing.simulation.programs import (
     Arg,
@@ -24,7 +28,9 @@ from shoal.testing.simulation.programs import (
     Cancel,
     Crash,
     Create,
+    CreateGroup,
     Drop,
+    Find,
     Get,
     KillActor,
     KillWorker,
@@ -33,13 +39,26 @@ from shoal.testing.simulation.programs import (
     Op,
     Put,
     Raise,
+    RemoveGroup,
     Submit,
     Take,
+    Where,
 )
 
 CRASHED, CANCELLED, OWNER_DIED, BOOM = "WorkerCrashedError", "TaskCancelledError", "OwnerDiedError", "Boom"
 LOST = frozenset({"ObjectReconstructionFailedError", "ObjectLostError"})
 ACTOR = frozenset({"ActorDiedError", "ActorUnavailableError"})
+NODE_DIED = "NodeDiedError"
+UNSCHEDULABLE, ACTOR_UNSCHEDULABLE = "TaskUnschedulableError", "ActorUnschedulableError"
+GROUP_REMOVED, ACTOR_GROUP_REMOVED = "TaskPlacementGroupRemoved", "ActorPlacementGroupRemoved"
+
+
+@dataclass(eq=False)
+class ExpectedGroup:
+    """One placement group."""
+
+    bundles: int
+    removed: bool = False
 
 
 @dataclass(eq=False)
@@ -52,6 +71,7 @@ class ExpectedActor:
     killed: bool = False
     crashes: bool = False
     created_in_worker: bool = False
+    group: ExpectedGroup | None = None
     constructor: ExpectedRun | None = None
 
 
@@ -63,6 +83,9 @@ class ExpectedRun:
     args: list[ExpectedObject]
     retries: int = 0
     actor: ExpectedActor | None = None
+    group: ExpectedGroup | None = None
+    #: The node that it must run on.
+    node: int = -1
     #: Everything among the arguments, also what is nested.
     given: list[Thing] = field(default_factory=list)
     children: list[ExpectedRun] = field(default_factory=list)
@@ -103,8 +126,13 @@ class Handle:
     actor: ExpectedActor
 
 
+@dataclass(frozen=True)
+class Group:
+    group: ExpectedGroup
+
+
 #: What a slot holds.
-Thing = Reference | ReadValue | Handle
+Thing = Reference | ReadValue | Handle | Group
 
 
 @dataclass(eq=False)
@@ -126,7 +154,7 @@ def keeps(handle: Handle, place: Place) -> bool:
 class Expectation:
     """The whole program, walked. ``step`` may also be used op by op, by who makes a program up."""
 
-    def __init__(self, body: Body | None = None) -> None:
+    def __init__(self, body: Body | None = None, faults: tuple[Fault, ...] = ()) -> None:
         #: What each get reads.
         self.reads: dict[int, ExpectedObject] = {}
         #: Which run it belongs to; None: the driver.
@@ -139,6 +167,12 @@ class Expectation:
         self.deaths = False
         #: Something can fail, so that slots may stay empty.
         self.faulty = False
+        #: Their stored values go with them.
+        self.killed_nodes = set(ended_nodes(faults))
+        if kills := len(ended_nodes(faults)) + sum(isinstance(fault, KillProcess) for fault in faults):
+            self.kills = kills
+            self.deaths = self.faulty = True
+        self._detached: dict[str, Handle] = {}
         #: The operations that find what they need.
         self._steps: set[int] = set()
         self._errors: dict[ExpectedRun, frozenset[str]] = {}
@@ -159,16 +193,30 @@ class Expectation:
         match op:
             case Put():
                 slots[op.dst] = Reference(self._made(op.made, place, None))
-            case Submit() if self._has(op.args, slots):
+            case Submit() if self._has(op.args, slots) and self._exists(op.where, slots):
                 run = self._start(place, op.args, op.retries)
+                run.group, run.node = _group(op.where, slots), _node(op.where)
                 self._returned(op.dst, self.walk(op.body, Place(self._bound(op.body, op.args, slots), run)), run, slots)
-            case Create() if self._has(op.args, slots):
-                actor = ExpectedActor(op, created_in_worker=place.run is not None)
+            case Create() if self._has(op.args, slots) and self._exists(op.where, slots):
+                actor = ExpectedActor(op, created_in_worker=place.run is not None and not op.name, group=_group(op.where, slots))
                 run = actor.constructor = self._start(place, op.args, 0)
+                run.node = _node(op.where)
                 actor.slots.update(self._bound(op.body, op.args, slots))
                 run.actor = actor
                 self.walk(op.body, Place(actor.slots, run))
                 slots[op.dst] = Handle(actor)
+                if op.name:
+                    self._detached[op.name] = Handle(actor)
+            case Find() if op.name in self._detached:
+                slots[op.dst] = self._detached[op.name]
+            case CreateGroup():
+                slots[op.dst] = Group(ExpectedGroup(op.bundles))
+            case RemoveGroup() if op.slot in slots:
+                group = slots.pop(op.slot)
+                assert isinstance(group, Group)
+                group.group.removed = not op.late
+                self.deaths = True
+                self.faulty |= not op.late
             case Call() if op.actor in slots and self._has(op.args, slots):
                 handle = slots[op.actor]
                 assert isinstance(handle, Handle)
@@ -212,7 +260,7 @@ class Expectation:
                 self.deaths = self.faulty = True
             case Raise() if place.run is not None:
                 place.run.raises = self.faulty = True
-            case Get() | Take() | Lose() | Cancel() | KillActor() | Submit() | Create() | Call():
+            case Find() | RemoveGroup() | Get() | Take() | Lose() | Cancel() | KillActor() | Submit() | Create() | Call():
                 self._steps.discard(op.number)
             case _:
                 pass  # nothing that a get could show
@@ -240,6 +288,9 @@ class Expectation:
             thing = slots[one.slot]
             bound[param] = ReadValue(thing.object) if isinstance(thing, Reference) and not one.nested else thing
         return bound
+
+    def _exists(self, where: Where | None, slots: dict[int, Thing]) -> bool:
+        return where is None or where.strategy != "GROUP" or where.group in slots
 
     def _has(self, args: tuple[Arg, ...], slots: dict[int, Thing]) -> bool:
         return all(one.slot in slots for one in args)
@@ -284,7 +335,10 @@ class Expectation:
             errors |= self._run_errors(one.run)
         if one.owned_by_worker and self.deaths:
             errors |= {OWNER_DIED}
-        if one.lost and (one.run is None or one.run.actor is not None or one.run.retries < self.losses or one.owned_by_worker):
+        # What has references inside may be too large for a message, too.
+        losses = self.losses + (self.kills if self.killed_nodes else 0)
+        lost = one.lost or (self.killed_nodes and (one.large or one.inside) and (one.run is not None or one.owned_by_worker))
+        if lost and (one.run is None or one.run.actor is not None or one.run.retries < losses or one.owned_by_worker):
             errors |= LOST
         return errors
 
@@ -299,13 +353,22 @@ class Expectation:
             errors |= {CANCELLED}
         if run.raises:
             errors |= {BOOM}
+        if run.node in self.killed_nodes:
+            errors |= {ACTOR_UNSCHEDULABLE} if run.actor is not None else {UNSCHEDULABLE}
+        if run.group is not None and run.group.removed:
+            errors |= {GROUP_REMOVED, CRASHED}
         if run.actor is None:
             if run.crashes + self.kills > run.retries and (run.crashes or self.kills):
-                errors |= {CRASHED}
+                errors |= {CRASHED, NODE_DIED} if self.killed_nodes else {CRASHED}
         elif run.actor.constructor is not run:
             actor = run.actor
             disturbed = actor.killed or actor.crashes or self.kills > 0 or (actor.created_in_worker and self.deaths)
             constructor = actor.constructor
+            if constructor is not None and constructor.node in self.killed_nodes:
+                errors |= {ACTOR_UNSCHEDULABLE}
+            if actor.group is not None and actor.group.removed:
+                errors |= {ACTOR_GROUP_REMOVED}
+                disturbed = True
             if disturbed or (constructor is not None and self._run_errors(constructor)):
                 errors |= ACTOR
         self._errors[run] = errors
@@ -341,3 +404,16 @@ class Expectation:
         if afterwards or self._abandoned(self.readers[number]):
             errors |= {OWNER_DIED, "ObjectFreedError"}
         return "" if outcome in errors else f"get {number} of {one.label} raised {outcome}; permitted: {sorted(errors) or 'nothing'}"
+
+
+def _group(where: Where | None, slots: dict[int, Thing]) -> ExpectedGroup | None:
+    if where is None or where.strategy != "GROUP":
+        return None
+    group = slots[where.group]
+    assert isinstance(group, Group)
+    return group.group
+
+
+def _node(where: Where | None) -> int:
+    """Return the node that a task must run on and that no other can stand for; -1: any."""
+    return where.node if where is not None and where.strategy == "HARD" else -1

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from shoal.testing.simulation.expectation import Expectation, Handle, Place, ReadValue, Reference, Thing, keeps
+from shoal.testing.simulation.expectation import Expectation, Group, Handle, Place, ReadValue, Reference, Thing, keeps
+from shoal.testing.simulation.faults import Fault, generate_faults
 from shoal.testing.simulation.programs import (
     Arg,
     Body,
@@ -18,7 +19,9 @@ from shoal.testing.simulation.programs import (
     Cancel,
     Crash,
     Create,
+    CreateGroup,
     Drop,
+    Find,
     Get,
     KillActor,
     KillWorker,
@@ -29,9 +32,11 @@ from shoal.testing.simulation.programs import (
     Program,
     Put,
     Raise,
+    RemoveGroup,
     Submit,
     Take,
     Wait,
+    Where,
 )
 
 #: Kinds of programs, and how often each is drawn.
@@ -43,6 +48,10 @@ BODY_OPS = 5
 LAST_OPS = 60
 #: Bodies inside of bodies.
 DEPTH = 3
+#: Fewest nodes of a cluster.
+LEAST_NODES = 3
+#: Share of tasks and actors in clusters that say where they are to run.
+PLACED = 0.4
 
 
 @dataclass(frozen=True)
@@ -67,35 +76,51 @@ TROUBLE = {
 }
 
 
-def generate(seed: int) -> Program:
-    """Return the program of this seed."""
+def generate(seed: int, most_nodes: int = 1, with_faults: bool = False) -> Program:
+    """Return the program of this seed. With several nodes: for a cluster of ``LEAST_NODES`` to ``most_nodes``, and at will with faults."""
     draw = random.Random(seed)
     kind = draw.choices(list(KINDS), weights=list(KINDS.values()))[0]
-    grower = _Grower(draw, TROUBLE[kind])
+    nodes = draw.randint(LEAST_NODES, max(most_nodes, LEAST_NODES)) if most_nodes > 1 else 1
+    faults = generate_faults(draw, nodes) if with_faults else ()
+    grower = _Grower(draw, TROUBLE[kind], nodes, faults)
     body = grower.driver()
-    return Program(body, kind, cpus=draw.choice((1, 2, 2, 3)))
+    return Program(body, kind, tuple(draw.choice((1, 2, 2, 3)) for _ in range(nodes)), faults)
 
 
 def _has_handle(thing: Thing | None) -> bool:
     """Whether a handle is kept alive by it: inside the value, or among the arguments of the task that makes it (its lineage)."""
-    if thing is None or isinstance(thing, Handle):
-        return thing is not None
+    if thing is None or isinstance(thing, Handle | Group):
+        return isinstance(thing, Handle)
     one = thing.object
     return any(map(_has_handle, one.inside)) or (one.run is not None and any(map(_has_handle, one.run.given)))
 
 
 class _Grower:
-    def __init__(self, draw: random.Random, trouble: Trouble) -> None:
+    def __init__(self, draw: random.Random, trouble: Trouble, nodes: int = 1, faults: tuple[Fault, ...] = ()) -> None:
         self._draw = draw
         self._trouble = trouble
+        self._nodes = nodes
+        self._names: list[str] = []
         self._numbers = 0
         self._slots = 0
-        self._walked = Expectation()
+        self._walked = Expectation(faults=faults)
 
     def driver(self) -> Body:
         place = Place({})
         ops = self._ops(place, self._draw.randint(*DRIVER_OPS), DEPTH, self._driver_choices())
-        return Body((*ops, *self._look_at_everything(place)))
+        return Body((*ops, *self._look_at_everything(place), *self._end_everything(place)))
+
+    def _end_everything(self, place: Place) -> list[Op]:
+        """End what does not end with its last reference."""
+        ops: list[Op] = []
+        for name in self._names:
+            slot = self._slot()
+            ops += [Find(self._number(), slot, name), KillActor(self._number(), slot, restart=False)]
+        groups = [slot for slot, thing in place.slots.items() if isinstance(thing, Group)]
+        ops += [RemoveGroup(self._number(), slot, late=True) for slot in groups]
+        for op in ops:
+            self._walked.step(op, place)
+        return ops
 
     def _look_at_everything(self, place: Place) -> list[Op]:
         """Read all that is left, in any order, and what lies inside, mostly after what held it was dropped."""
@@ -147,6 +172,10 @@ class _Grower:
             (self._kill_actor, 0.7 if trouble.kills else 0),
             (self._kill_worker, 1.2 if trouble.kills else 0),
             (self._lose, 2 if trouble.losses else 0),
+            (self._create_group, 0.7 if self._nodes > 1 else 0),
+            (self._remove_group, 0.2 if self._nodes > 1 and trouble.kills else 0),
+            (self._create_detached, 0.5 if self._nodes > 1 else 0),
+            (self._find, 0.5 if self._nodes > 1 else 0),
         ]  # fmt: skip
 
     def _body_choices(self, depth: int) -> list[tuple[Callable[[Place, int], Op | None], float]]:
@@ -160,8 +189,14 @@ class _Grower:
             (self._raise, 0.4 if trouble.raises else 0),
         ]  # fmt: skip
 
-    def _body(self, place: Place, args: tuple[Arg, ...], returns: int, depth: int, actor: dict[int, object] | None = None) -> Body:
-        """Make a body for these arguments. ``place`` is where it is submitted; ``actor``: the slots it works on, if not its own."""
+    def _body(
+        self, place: Place, args: tuple[Arg, ...], returns: int, depth: int, actor: dict[int, object] | None = None, holds: bool = False
+    ) -> Body:
+        """Make a body for these arguments.
+
+        ``place`` is where it is submitted; ``actor``: the slots it works on, if not its own; ``holds``: it holds something while it runs
+        that what it waits for may need, so it waits for nothing.
+        """
         draw = self._draw
         params = tuple(self._slot() for _ in args)
         inner = self._walked._start(place, args, 0)
@@ -172,6 +207,9 @@ class _Grower:
         if actor is not None:  # a call of an actor that waits for a call of an actor may wait for itself
             choices = [(maker, 0 if maker in (self._call, self._create, self._in_turn) else weight) for maker, weight in choices]
             choices = [(self._calm_get if maker in (self._get, self._caught_get) else maker, weight) for maker, weight in choices]
+        if holds:
+            waits = (self._get, self._caught_get, self._wait, self._in_turn)
+            choices = [(maker, 0 if maker in waits else weight) for maker, weight in choices]
         ops = self._ops(body_place, draw.randint(0, BODY_OPS - (DEPTH - depth)), depth, choices)
         made = tuple(self._made(body_place, 0.5) for _ in range(returns))
         return Body(tuple(ops), made, params)
@@ -213,15 +251,30 @@ class _Grower:
         """Return those that bring no handle into an actor: an actor that holds itself, by whatever detour, never ends."""
         return tuple(one for one in args if not _has_handle(place.slots[one.slot]))
 
+    def _where(self, place: Place) -> Where | None:
+        """Draw where a task or actor is to run."""
+        draw = self._draw
+        if self._nodes == 1 or draw.random() > PLACED:
+            return None
+        group = self._pick(place, Group)
+        if group is not None and draw.random() < 0.5:
+            thing = place.slots[group]
+            assert isinstance(thing, Group)
+            return Where("GROUP", group=group, bundle=draw.randint(-1, thing.group.bundles - 1))
+        strategy = draw.choice(("SPREAD", "SPREAD", "HARD", "SOFT", "RESOURCE"))
+        return Where(strategy) if strategy == "SPREAD" else Where(strategy, node=draw.randrange(self._nodes))
+
     # --- ops -----------------------------------------------------------------------------------------------
 
     def _submit(self, place: Place, depth: int) -> Op | None:
         draw = self._draw
         args = self._args(place)
         returns = draw.choice((1, 1, 1, 2, 3))
-        body = self._body(place, args, returns, max(depth - 1, 0))
+        where = self._where(place)
+        holds = where is not None and where.strategy in ("GROUP", "RESOURCE")
+        body = self._body(place, args, returns, max(depth - 1, 0), holds=holds)
         dst = tuple(self._slot() for _ in range(returns))
-        return Submit(self._number(), dst, body, args, draw.choice((0, 0, 1, 2, 3)), draw.random() < 0.15)
+        return Submit(self._number(), dst, body, args, draw.choice((0, 0, 1, 2, 3)), draw.random() < 0.15, where)
 
     def _in_turn(self, place: Place, depth: int) -> Op | None:
         """Stands for ``_turns`` among the choices."""
@@ -301,7 +354,27 @@ class _Grower:
         draw = self._draw
         args = self._handleless(place, self._args(place))
         body = self._body(place, args, 0, 0, actor={})
-        return Create(self._number(), self._slot(), body, args, draw.choice((0, 0, 1)), draw.choice((0, 0, 1)))
+        where = self._where(place)
+        if where is not None and where.strategy == "RESOURCE":  # it would keep it for as long as it lives
+            where = None
+        return Create(self._number(), self._slot(), body, args, draw.choice((0, 0, 1)), draw.choice((0, 0, 1)), where)
+
+    def _create_detached(self, place: Place, depth: int) -> Op | None:
+        op = self._create(place, 0)
+        assert isinstance(op, Create)
+        self._names.append(f"actor {op.number}")
+        return replace(op, name=self._names[-1])
+
+    def _find(self, place: Place, depth: int) -> Op | None:
+        return Find(self._number(), self._slot(), self._draw.choice(self._names)) if self._names else None
+
+    def _create_group(self, place: Place, depth: int) -> Op | None:
+        strategy = self._draw.choice(("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"))
+        return CreateGroup(self._number(), self._slot(), self._draw.randint(1, min(3, self._nodes)), strategy)
+
+    def _remove_group(self, place: Place, depth: int) -> Op | None:
+        slot = self._pick(place, Group)
+        return None if slot is None else RemoveGroup(self._number(), slot, late=False)
 
     def _call(self, place: Place, depth: int) -> Op | None:
         draw = self._draw

@@ -17,7 +17,9 @@ from shoal.testing.simulation.programs import (
     Cancel,
     Crash,
     Create,
+    CreateGroup,
     Drop,
+    Find,
     Get,
     KillActor,
     KillWorker,
@@ -27,10 +29,14 @@ from shoal.testing.simulation.programs import (
     Pause,
     Put,
     Raise,
+    RemoveGroup,
     Submit,
     Take,
     Wait,
+    Where,
 )
+from shoal.util import placement_group, remove_placement_group
+from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 #: What a get that returned is noted as, and an operation that found a slot empty.
 FINE, SKIPPED = "fine", "skipped"
@@ -62,6 +68,9 @@ class Surroundings(Protocol):
     def lose(self, ref: Any) -> None:
         """Have the object store forget the value."""
 
+    def node_id(self, position: int) -> str:
+        """Return the hexadecimal id of a node that was there at the start."""
+
     def note(self, number: int, outcome: str) -> None:
         """A get ended in this way: ``FINE``, or the name of the error's class."""
 
@@ -83,6 +92,9 @@ class RealSurroundings:
 
     def lose(self, ref: Any) -> None:
         """Real stores lose nothing by themselves, and a program is right without the loss."""
+
+    def node_id(self, position: int) -> str:
+        raise NotImplementedError("these programs are for one node")
 
     def note(self, number: int, outcome: str) -> None:
         """Nobody in this process collects outcomes; what is wrong is raised, and reaches the driver."""
@@ -144,8 +156,8 @@ class Frame:
         match op:
             case Put():
                 slots[op.dst] = shoal.put(self._make(op.made))
-            case Submit() if self._has(op.args):
-                task = run_task.options(num_returns=len(op.dst), max_retries=op.retries)
+            case Submit() if self._has(op.args) and self._exists(op.where):
+                task = run_task.options(num_returns=len(op.dst), max_retries=op.retries, **self._place(op.where, "bundle"))
                 self._fill(op.dst, task.remote(op.body, self._bulk(op.bulk), *self._args(op.args)))
             case Get() if op.src in slots:
                 self._get(op)
@@ -159,9 +171,16 @@ class Frame:
                     slots[op.dst] = taken
             case Drop():
                 slots.pop(op.slot, None)
-            case Create() if self._has(op.args):
-                actor = Keeper.options(max_restarts=op.restarts, max_task_retries=op.call_retries)  # type: ignore[attr-defined]
+            case Create() if self._has(op.args) and self._exists(op.where):
+                options = self._place(op.where, "seat") | ({"name": op.name, "lifetime": "detached"} if op.name else {})
+                actor = Keeper.options(max_restarts=op.restarts, max_task_retries=op.call_retries, **options)  # type: ignore[attr-defined]
                 slots[op.dst] = actor.remote(op.body, *self._args(op.args))
+            case Find():
+                self._find(op)
+            case CreateGroup():
+                slots[op.dst] = placement_group([{"bundle": 1, "seat": 10}] * op.bundles, strategy=op.strategy)
+            case RemoveGroup() if op.slot in slots:
+                remove_placement_group(slots.pop(op.slot))
             case Call() if op.actor in slots and self._has(op.args):
                 method = slots[op.actor].act.options(num_returns=len(op.dst))
                 self._fill(op.dst, method.remote(op.body, self._bulk(op.bulk), *self._args(op.args)))
@@ -183,6 +202,30 @@ class Frame:
                 raise Boom
             case _:
                 surroundings.note(op.number, SKIPPED)
+
+    def _find(self, op: Find) -> None:
+        try:
+            self.slots[op.dst] = shoal.get_actor(op.name)
+        except ValueError:  # there is none of that name
+            surroundings.note(op.number, SKIPPED)
+
+    def _exists(self, where: Where | None) -> bool:
+        return where is None or where.strategy != "GROUP" or where.group in self.slots
+
+    def _place(self, where: Where | None, of_bundle: str) -> dict[str, Any]:
+        """Return the options that say where to run. ``of_bundle``: what a task, or an actor, takes of its bundle."""
+        match where:
+            case None:
+                return {}
+            case Where("SPREAD"):
+                return {"scheduling_strategy": "SPREAD"}
+            case Where("RESOURCE", node):
+                return {"num_cpus": 0, "resources": {f"at n{node}": 1}}
+            case Where("GROUP", group=slot, bundle=bundle):
+                strategy = PlacementGroupSchedulingStrategy(self.slots[slot], bundle)
+                return {"num_cpus": 0, "resources": {of_bundle: 1}, "scheduling_strategy": strategy}
+            case Where(affinity, node):
+                return {"scheduling_strategy": NodeAffinitySchedulingStrategy(surroundings.node_id(node), soft=affinity == "SOFT")}
 
     def _get(self, op: Get) -> None:
         try:

@@ -28,12 +28,14 @@ from typing import Any
 from unittest import mock
 
 from shoal._base import ids
-from shoal._core.transport.memory import MemoryNetwork, MemoryTransport
+from shoal._core.object_store import pulling as pulling_module
+from shoal._core.transport.memory import MemoryNetwork
 from shoal._core.transport.trust import Trust
 from shoal._core.wire.messages import Cause
 from shoal._core.worker import driver as driver_module
 from shoal._core.worker import io_thread as io_module
 from shoal._core.worker import main as main_module
+from shoal._core.worker import submitter as submitter_module
 from shoal._core.worker.core import Core
 from shoal._core.worker.execution import actors as actors_module
 from shoal._core.worker.execution import calls as calls_module
@@ -44,7 +46,10 @@ from shoal._core.worker.execution.tasks import MainThread
 from shoal._core.worker.inbox import LATER_S, Inbox
 from shoal._core.worker.io_thread import IoThread, JoinRequest
 from shoal.testing.simulation import threads
-from shoal.testing.simulation.threads import ProcessKilled, SimulatedLock, SimulatedQueue, UserThread
+from shoal.testing.simulation.hosts import HostTransport, SimulatedConnector
+from shoal.testing.simulation.process_loop import ProcessLoop
+from shoal.testing.simulation.threads import SimulatedFuture, SimulatedLock, SimulatedQueue, UserThread
+from shoal.testing.simulation.transfer import SimulatedLink
 from shoal.testing.virtual_loop import VirtualLoop
 
 #: Longest virtual time between a post to the inbox and the I/O thread's turn.
@@ -60,10 +65,11 @@ class ProcessEnd(BaseException):
 
 
 class SimulatedProcess:
-    """A driver or worker: one user thread, its part of the loop, and its endpoint of the network."""
+    """A driver or worker: one user thread, its part of the loop, and its endpoint of the network, on a host."""
 
-    def __init__(self, loop: VirtualLoop, network: MemoryNetwork, name: str, main: Callable[[], Any]) -> None:
-        self.loop = loop
+    def __init__(self, virtual: VirtualLoop, network: MemoryNetwork, name: str, host: str, main: Callable[[], Any]) -> None:
+        self.loop = loop = ProcessLoop(virtual)
+        network.place(name, host, loop)
         self.network = network
         self.name = name
         self.dead = False
@@ -91,6 +97,7 @@ class SimulatedProcess:
         if self.dead:
             return
         self.dead = True
+        self.loop.kill()
         self.network.kill(self.name)
         if self.io is not None:
             self.io.die()
@@ -100,12 +107,16 @@ class SimulatedProcess:
         try:
             self.result = self._main()
         except ProcessEnd as end:
-            self.loop.call_soon(self.on_end, end.code)
+            self.end(end.code)
             self.thread.park("the end of its process")
         except Exception as error:
             if self.on_crash is None:
                 raise
             self.on_crash(error)
+
+    def end(self, code: int) -> None:
+        """Have the process end by itself, with its I/O thread."""
+        self.loop.virtual.call_soon(self.on_end, code)
 
 
 def kill_this_process() -> None:
@@ -128,7 +139,7 @@ class SimulatedInbox(Inbox):
 
     def _wake(self) -> None:
         loop = self._loop
-        assert isinstance(loop, VirtualLoop)
+        assert isinstance(loop, ProcessLoop)
         if not self._closed:
             delay = INBOX_S * loop.random.random()
             if self._signalled:
@@ -160,7 +171,8 @@ class SimulatedIoThread(IoThread):
         self.process: SimulatedProcess = thread.process
         self.process.io = self
         self.request = request
-        self._on_agent_lost = on_agent_lost
+        # A worker whose session is over leaves by ``os._exit``.
+        self._on_agent_lost = on_agent_lost if request.is_driver else lambda: self.process.end(1)
         self.loop = thread.loop
         self.control_address = ""
         self._serving = False
@@ -177,14 +189,9 @@ class SimulatedIoThread(IoThread):
         task = self.loop.create_task(coroutine)
         self._running.add(task)
         task.add_done_callback(lambda _done: thread.wake())
-        try:
-            while not task.done():
-                thread.park(f"its I/O thread: {coroutine!r:.80}")
-        except ProcessKilled:
-            task.cancel()
-            raise
-        finally:
-            self._running.discard(task)
+        while not task.done():
+            thread.park(f"its I/O thread: {coroutine!r:.80}")
+        self._running.discard(task)
         return task.result()
 
     def stop(self) -> None:
@@ -197,14 +204,9 @@ class SimulatedIoThread(IoThread):
         await asyncio.sleep(0.001)
 
     def die(self) -> None:
-        for task in self._running:
-            task.cancel()
         if hasattr(self, "core"):
             self.core.closing = True
-            self.core.peers._closed = True
             self.core.store._arena.close()  # its descriptor ends with the process
-            for task in self.core.peers._connecting:
-                task.cancel()
         if hasattr(self, "inbox"):
             assert isinstance(self.inbox, SimulatedInbox)
             self.inbox.die()
@@ -251,8 +253,8 @@ def replaced_system(loop: VirtualLoop, network: MemoryNetwork) -> Iterator[None]
     system = SimpleNamespace(urandom=draw.randbytes)
     interval = sys.getswitchinterval()
 
-    def transport(_loop: Any, trust: Trust) -> MemoryTransport:
-        return MemoryTransport(network, trust.tokens.current.decode())
+    def transport(_loop: Any, trust: Trust) -> HostTransport:
+        return HostTransport(network, trust.tokens.current.decode())
 
     def nothing(*_args: Any) -> None: ...
 
@@ -261,7 +263,11 @@ def replaced_system(loop: VirtualLoop, network: MemoryNetwork) -> Iterator[None]
         (queue, "SimpleQueue", SimulatedQueue),
         (inbound_module, "SimpleQueue", SimulatedQueue),
         (actors_module, "SimpleQueue", SimulatedQueue),
+        (pulling_module, "Link", SimulatedLink),
+        (pulling_module, "DataSocket", lambda way: way),
+        (submitter_module, "Future", SimulatedFuture),
         (io_module, "SocketTransport", transport),
+        (io_module, "NodeConnector", SimulatedConnector),
         (io_module, "Inbox", SimulatedInbox),
         (driver_module, "IoThread", SimulatedIoThread),
         (main_module, "IoThread", SimulatedIoThread),

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from shoal.testing.simulation.faults import Fault
+
 
 @dataclass(frozen=True, slots=True)
 class Arg:
@@ -29,6 +31,20 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
+class Where:
+    """Where a task or actor is to run.
+
+    ``strategy``: SPREAD; HARD or SOFT affinity to ``node``, a position; RESOURCE that this node alone has; GROUP: in a bundle of the
+    placement group in this slot.
+    """
+
+    strategy: str
+    node: int = -1
+    group: int = -1
+    bundle: int = -1
+
+
+@dataclass(frozen=True, slots=True)
 class Put:
     number: int
     dst: int
@@ -45,6 +61,7 @@ class Submit:
     args: tuple[Arg, ...] = ()
     retries: int = 0
     bulk: bool = False
+    where: Where | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +107,9 @@ class Create:
     args: tuple[Arg, ...] = ()
     restarts: int = 0
     call_retries: int = 0
+    where: Where | None = None
+    #: Of a detached actor.
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +137,34 @@ class KillActor:
     number: int
     slot: int
     restart: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Find:
+    """Look up a detached actor by its name."""
+
+    number: int
+    dst: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateGroup:
+    """Reserve a placement group of so many equal bundles."""
+
+    number: int
+    dst: int
+    bundles: int
+    strategy: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveGroup:
+    """Remove a placement group, and whatever runs in it. ``late``: nothing is read after it."""
+
+    number: int
+    slot: int
+    late: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +202,10 @@ class Raise:
     number: int
 
 
-Op = Put | Submit | Get | Wait | Take | Drop | Create | Call | Cancel | KillActor | KillWorker | Lose | Pause | Crash | Raise
+Op = (
+    Put | Submit | Get | Wait | Take | Drop | Create | Call | Cancel | KillActor | Find | CreateGroup | RemoveGroup | KillWorker | Lose
+    | Pause | Crash | Raise
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,16 +218,29 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A driver's body and the kind of trouble that it may contain."""
+    """A driver's body and the kind of trouble that it may contain.
+
+    ``nodes``: the CPUs of each node; one node alone has its control store inside. ``faults`` come from outside, at their times.
+    """
 
     body: Body
     kind: str = ""
-    cpus: int = 2
+    nodes: tuple[int, ...] = (2,)
+    faults: tuple[Fault, ...] = ()
 
 
 def count_ops(body: Body) -> int:
     """Return the number of operations in a body and all bodies inside of it."""
     return sum(1 + (count_ops(op.body) if isinstance(op, Submit | Create | Call) else 0) for op in body.ops)
+
+
+def smaller_programs(program: Program) -> Iterator[Program]:
+    """Yield programs with a fault less, then those with an operation less."""
+    faults = program.faults
+    for index in range(len(faults)):
+        yield replace(program, faults=faults[:index] + faults[index + 1 :])
+    for body in smaller(program.body):
+        yield replace(program, body=body)
 
 
 def smaller(body: Body) -> Iterator[Body]:
@@ -193,6 +257,11 @@ def smaller(body: Body) -> Iterator[Body]:
         if isinstance(op, Submit | Create | Call):
             for inner in smaller(op.body):
                 yield replace(body, ops=(*ops[:index], replace(op, body=inner), *ops[index + 1 :]))
+
+
+def show_program(program: Program) -> str:
+    """Return the program as text: its faults, then its operations."""
+    return "\n".join([*map(str, program.faults), show(program.body)])
 
 
 def show(body: Body, indent: str = "") -> str:

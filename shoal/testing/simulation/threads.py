@@ -14,12 +14,13 @@ import _thread
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from queue import Empty
 from types import TracebackType
 from typing import Any
 
 from shoal._base import runtime as holder
-from shoal.testing.virtual_loop import VirtualLoop
+from shoal.testing.simulation.process_loop import ProcessLoop
 
 #: Longest virtual time between the event that wakes a thread and its next step.
 WAKE_S = 0.0002
@@ -39,7 +40,7 @@ class UserThread:
         process: free for the owner.
     """
 
-    def __init__(self, loop: VirtualLoop, target: Callable[[], None], killed: Callable[[], bool], process: Any = None) -> None:
+    def __init__(self, loop: ProcessLoop, target: Callable[[], None], killed: Callable[[], bool], process: Any = None) -> None:
         self.loop = loop
         self.process = process
         self.started = self.finished = False
@@ -241,6 +242,21 @@ class SimulatedQueue:
 
     def qsize(self) -> int:
         return len(self._items)
+
+
+class SimulatedFuture(Future[Any]):
+    """Stands for ``concurrent.futures.Future``; waited for without a limit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pending = SimulatedLock()
+        self._pending.acquire()
+        self.add_done_callback(lambda _done: self._pending.release())
+
+    def result(self, timeout: float | None = None) -> Any:
+        assert timeout is None
+        with self._pending:
+            return super().result(0)
 
 
 class _Pool:

@@ -1,0 +1,76 @@
+"""The simulated control store: the real one, whose process can die and be started again on its tables, and whose disk can be full."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+
+from shoal._core.control_store.server import ControlStore
+from shoal._core.control_store.storage import Change, MemoryStorage
+from shoal._core.transport.memory import MemoryTransport
+from shoal.testing.simulation.process_loop import ProcessLoop
+from shoal.testing.simulation.world import World
+
+HOST = "head"
+
+
+class SimulatedControlStore:
+    """One process after the other, on the same tables. ``store`` is that of now, or the last one."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._storage = FillableStorage(lambda: -1 in world.full_disks)
+        self._starts = 0
+        self._endpoint = ""
+        self.loop: ProcessLoop
+        self.store: ControlStore
+        self.dead = True
+
+    def start(self) -> None:
+        """Start a process that reads the tables and listens."""
+        world = self._world
+        self._starts += 1
+        self._endpoint = f"control store {self._starts}"
+        self.loop = ProcessLoop(world.loop)
+        world.network.place(self._endpoint, HOST, self.loop)
+        self.store = self.inside(self.loop)
+        self.store.load()
+        world.network.bind(self._endpoint, world.control_address, self.store.accept)
+        self.dead = False
+
+    def inside(self, loop: ProcessLoop) -> ControlStore:
+        """Make one that runs in somebody else's process."""
+        world = self._world
+        clock = lambda: loop.time() + world.clock_error_s  # noqa: E731
+        return ControlStore(loop, self._storage, world.settings, clock=clock, probe=self._nobody_listens)
+
+    def kill(self) -> None:
+        """SIGKILL. What was not committed is forgotten."""
+        if not self.dead:
+            self.dead = True
+            self.loop.kill()
+            self._world.network.kill(self._endpoint)
+
+    async def _nobody_listens(self, endpoint: str) -> bool:
+        """Knock at a node's port: a refusal comes back, silence does not."""
+        transport = MemoryTransport(self._world.network, self._endpoint)
+        try:
+            connection = await transport.connect(endpoint, lambda _connection, _message: None)
+        except OSError:
+            return not self._world.network.where(endpoint)
+        connection.close()
+        return False
+
+
+class FillableStorage(MemoryStorage):
+    """Tables on a disk that can be full."""
+
+    def __init__(self, is_full: Callable[[], bool]) -> None:
+        super().__init__()
+        self._is_full = is_full
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        if self._is_full():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().apply(changes)

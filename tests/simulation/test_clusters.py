@@ -1,0 +1,105 @@
+"""Random programs on simulated clusters of three to five nodes, calm and under faults: kill, pause, partition, delay, clock jump.
+
+python -m shoal.testing.simulation SEED --nodes 5 --faults      runs one of them again, and shrinks it if it fails
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import get_args
+from unittest import mock
+
+import pytest
+
+from shoal._core.control_link.state import LinkState
+from shoal._core.node_agent.cluster_view import ClusterView
+from shoal._core.object_store.store import ObjectStore
+from shoal.testing.simulation.campaign import Mode, run_seeds, shrink
+from shoal.testing.simulation.faults import Fault, FullDisk
+from shoal.testing.simulation.generation import generate
+from shoal.testing.simulation.programs import show_program, smaller_programs
+from tests.simulation.test_random_programs import trace
+
+pytestmark = pytest.mark.timeout(300)
+
+CALM, FAULTY = Mode(nodes=5), Mode(nodes=5, faults=True)
+BLOCK = 50
+
+
+def clean(seeds: range, mode: Mode) -> None:
+    done, failures = run_seeds(seeds, mode)
+    assert not failures, f"\n{shrink(failures[0], tries=200)}"
+    assert done == len(seeds)
+
+
+@pytest.mark.parametrize("first", range(0, 300, BLOCK))
+def test_clusters_run_clean(first):
+    clean(range(first, first + BLOCK), CALM)
+
+
+@pytest.mark.parametrize("first", range(0, 300, BLOCK))
+def test_clusters_run_clean_under_faults(first):
+    clean(range(first, first + BLOCK), FAULTY)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("first", range(1000, 11_000, 500))
+@pytest.mark.parametrize("mode", [CALM, FAULTY], ids=["calm", "faults"])
+def test_ten_thousand_clusters_run_clean(mode, first):
+    clean(range(first, first + 500), mode)
+
+
+def test_all_operations_and_faults_are_made():
+    programs = [generate(seed, 5, True) for seed in range(400)]
+    assert {len(program.nodes) for program in programs} == {3, 4, 5}
+    text = "".join(map(show_program, programs))
+    for operation in ["CreateGroup", "RemoveGroup", "Find", "SPREAD", "HARD", "SOFT", "RESOURCE", "GROUP"]:
+        assert operation in text, operation
+    faults = Counter(type(fault) for program in programs for fault in program.faults)
+    assert faults.keys() | {FullDisk} == set(get_args(Fault))
+
+
+def test_the_same_seed_gives_the_same_cluster():
+    assert trace(7, FAULTY) == trace(7, FAULTY)
+
+
+def test_a_failing_program_loses_its_faults_first():
+    program = next(program for seed in range(50) if len((program := generate(seed, 5, True)).faults) > 1)
+    assert len(next(smaller_programs(program)).faults) == len(program.faults) - 1
+
+
+# --- the simulation can fail: each of these bugs is found within a few programs ---------------------------
+
+
+def found(mode: Mode, seeds: range = range(60)) -> str:
+    _, failures = run_seeds(seeds, mode)
+    assert failures, "the bug was not found"
+    return failures[0].problem
+
+
+def test_a_node_whose_death_is_not_noticed_is_found():
+    real = ClusterView.update
+
+    def blind(self, changed):
+        return real(self, [record for record in changed if record.alive])
+
+    with mock.patch.object(ClusterView, "update", blind):
+        assert found(FAULTY, range(200))
+
+
+def test_a_request_that_is_not_sent_again_is_found():
+    with mock.patch.object(LinkState, "connected", return_value=[]):
+        assert found(FAULTY, range(200))
+
+
+def test_copies_that_are_not_freed_are_found():
+    with mock.patch.object(ObjectStore, "on_freed", None, create=True):
+        real = ObjectStore.free
+
+        def forgetful(self, object_ids, *args, **kwargs):
+            kept = [one for one in object_ids if not self._residence.objects.get(one) or not self._residence.objects[one].is_copy]
+            return real(self, kept, *args, **kwargs)
+
+        with mock.patch.object(ObjectStore, "free", forgetful):
+            assert "left over" in found(CALM)
