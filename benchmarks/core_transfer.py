@@ -42,7 +42,8 @@ def runtime(recorder: Recorder) -> None:
         moved(LARGE, range(1, 2))  # pages that were never used before cost more than the way
         recorder.emit("transfer_large", LARGE / 1e9 / min(moved(LARGE, range(1, 2)) for _ in range(3)))
     if recorder.wanted("transfer_many"):
-        read = look.options(**on(1))
+        # A whole CPU each, so that two workers read them all: dozens that start and import numpy would be what is measured.
+        read = look.options(resources={"n1": 0.01}, num_cpus=1)
 
         def many() -> float:
             references = [make.options(**on(0)).remote(SMALL) for _ in range(MANY)]
