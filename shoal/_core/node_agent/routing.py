@@ -68,7 +68,7 @@ class Routing:
     _full: dict[Shape, policy.Wait] = field(default_factory=dict)
 
     def news(self) -> None:
-        """The other nodes are not as they were."""
+        """The nodes are not as they were."""
         self._full.clear()
 
     def judge(self, request: LeaseRequest, now: float, *, again: bool = False) -> list[Instruction]:
