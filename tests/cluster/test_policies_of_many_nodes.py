@@ -34,7 +34,8 @@ LABELS = [{"zone": "a", "disk": "ssd"}, {"zone": "b"}, {"zone": "b", "disk": "hd
 
 @pytest.fixture(scope="module")
 def nodes():
-    with many_nodes(labels=LABELS) as nodes:
+    with many_nodes(labels=LABELS) as nodes:  # the agent here knows all nodes when it has sent work to each
+        shoal.get([where.options(**nodes.on(index)).remote() for index in range(3)], timeout=PATIENCE_S)
         yield nodes
 
 
