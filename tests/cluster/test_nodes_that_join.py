@@ -40,7 +40,14 @@ def test_what_no_node_can_run_is_told_once_waits_and_runs_on_the_node_that_can(c
         waiting = [*large, labelled, place, inside]
         assert shoal.get([where.remote() for _ in range(20)], timeout=PATIENCE_S), "smaller tasks behind them are not held up"
         assert shoal.wait(waiting, timeout=0.3)[0] == []
-        told = capfd.readouterr().err
+        told = ""
+
+        def all_told():
+            nonlocal told
+            told += capfd.readouterr().err
+            return all(what in told for what in ("large needs", "no node has them", "gold"))
+
+        wait_for(all_told, PATIENCE_S, "the three messages")
         assert told.count("large needs 4 CPUs; the largest node has 2. Ask for num_cpus<=2 or add a node with 4.") == 1
         assert told.count("no node has them") == 1
         assert told.count("gold") == 1
@@ -68,8 +75,11 @@ def test_a_node_can_be_named_and_used_the_moment_it_is_there(capfd):
 
 def test_a_node_that_joins_takes_over_what_waits_for_room():
     with many_nodes(1, num_cpus=1) as nodes:
-        refs = [where.remote(0.5) for _ in range(6)]
-        assert shoal.wait(refs, num_returns=1, timeout=PATIENCE_S)[0]
+        holder = Place.options(num_cpus=1).remote()
+        assert shoal.get(holder.where.remote(), timeout=PATIENCE_S) == nodes.id_of(0)
+        refs = [where.remote() for _ in range(6)]
+        assert shoal.wait(refs, timeout=0.3)[0] == []
         joined = nodes.add(4)
-        assert set(shoal.get(refs, timeout=PATIENCE_S)) == {nodes.id_of(0), joined}
+        assert shoal.get(refs, timeout=PATIENCE_S) == [joined] * 6
+        del holder
         wait_for(lambda: shoal.available_resources()["CPU"] == 5, PATIENCE_S, "the return of the CPUs")

@@ -187,6 +187,7 @@ class Leases:
     def drain(self, now: float) -> list[Instruction]:
         """This node leaves: nothing is granted any more, what waits goes elsewhere, leases come back when what was pushed is done."""
         self.routing.leaving = True
+        self.routing.news()
         self._reservation = None
         out: list[Instruction] = []
         for lease in self._tasks.values():

@@ -68,7 +68,7 @@ class Routing:
     _full: dict[Shape, policy.Wait] = field(default_factory=dict)
 
     def news(self) -> None:
-        """The other nodes are not as they were."""
+        """The nodes are not as they were."""
         self._full.clear()
 
     def judge(self, request: LeaseRequest, now: float, *, again: bool = False) -> list[Instruction]:
@@ -171,8 +171,8 @@ class Routing:
         return [Spill(request, node_id)]
 
     def _choose(self, request: LeaseRequest, nodes: list[NodeRecord], *, again: bool) -> policy.Choice:
-        # The first hop of a SPREAD round, or to large arguments, is made whatever is known of the room there: short tasks end before
-        # anybody hears that they ran. A node that has none passes it on to one that seems to have it.
+        # The first hop of a SPREAD round, to a named node or to large arguments, is made whatever is known of the room there: short tasks
+        # end before anybody hears that they ran. A node that has none passes it on to one that seems to have it.
         shape, name, first = request.shape, request.name, not (again or request.hops)
         if strategies.is_spread(shape.strategy):
             choice = policy.choose_node(shape, nodes, name=name, turn=self._round, whole_nodes=first)
@@ -180,7 +180,9 @@ class Routing:
             if first and isinstance(choice, policy.Placed) and choice.node.node_id == self.node_id and not self.node.fits(request.need):
                 choice = policy.choose_node(shape, nodes, name=name, turn=self._round)
             return choice
-        if first and shape.near and shape.near != self.node_id:
+        strategy = strategies.parse(shape.strategy)
+        target = strategy.node_id if isinstance(strategy, strategies.NodeAffinity) else shape.near
+        if first and target not in (b"", self.node_id):
             return policy.choose_node(shape, nodes, local=self.node_id, name=name, whole_nodes=True)
         full = self._full.get(shape)
         if full is not None and not self.node.fits(request.need):

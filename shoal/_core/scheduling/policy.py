@@ -71,7 +71,7 @@ def choose_node(
             cluster do not all choose the same node.
         name: how messages call the task or actor.
         turn: SPREAD begins its round at this position; count it up per request.
-        whole_nodes: SPREAD, and the way to large arguments, judge by what nodes have, not by what is free.
+        whole_nodes: SPREAD, and the way to a named node or to large arguments, judge by what nodes have, not by what is free.
     """
     strategy = strategies.parse(shape.strategy)
     if isinstance(strategy, strategies.Fallback):
@@ -81,7 +81,7 @@ def choose_node(
     conditions = shape.label_selector
     soft: labels.Selector = ()
     if isinstance(strategy, strategies.NodeAffinity):
-        choice = _on_named_node(strategy, what, need, nodes)
+        choice = _on_named_node(strategy, what, need, nodes, whole_nodes=whole_nodes)
         if choice is not None:
             return choice
         nodes = [node for node in nodes if node.node_id != strategy.node_id]
@@ -100,7 +100,9 @@ def choose_node(
     return Placed(_least_used(need, found, local)) if found else _none_has_room(what, need, conditions, nodes)
 
 
-def _on_named_node(affinity: strategies.NodeAffinity, what: str, need: ResourceSet, nodes: Sequence[NodeRecord]) -> Choice | None:
+def _on_named_node(
+    affinity: strategies.NodeAffinity, what: str, need: ResourceSet, nodes: Sequence[NodeRecord], *, whole_nodes: bool
+) -> Choice | None:
     """Answer for a request that names its node; None: another node may run it."""
     node = next((node for node in nodes if node.node_id == affinity.node_id and node.takes_work), None)
     if node is None or not fits(need, node.total):
@@ -118,7 +120,7 @@ def _on_named_node(affinity: strategies.NodeAffinity, what: str, need: ResourceS
             f"{what} must run on node {affinity.node_id.hex()}, which {why}. "
             "Use soft=True to let it run elsewhere; shoal.nodes() lists the nodes."
         )
-    if fits(need, node.available):
+    if whole_nodes or fits(need, node.available):
         return Placed(node)
     if affinity.must_run_now:
         have = ", ".join(f"{format_amount(node.available.get(name, 0))} of {format_amount(amount)} {name}" for name, amount in need.items())
