@@ -14,6 +14,8 @@ from shoal._core.control_store.storage.etcd import EtcdStorage
 from shoal._core.control_store.storage.etcd_client import delete
 from shoal._core.control_store.storage.etcd_rows import Keys
 
+pytestmark = pytest.mark.cluster
+
 
 @asynccontextmanager
 async def candidates(etcd, prefix, names):

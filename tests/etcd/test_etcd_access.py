@@ -11,6 +11,8 @@ from etcd_server import MISSING, running_etcd
 from shoal._base.storage_place import EtcdAccess
 from shoal._core.control_store.storage.etcd_client import EtcdRefused, EtcdUnavailable, put
 
+pytestmark = pytest.mark.cluster
+
 
 def ask(client, path, **body):
     return client._call(path, body, dict)

@@ -15,6 +15,8 @@ from shoal._core.control_store.storage.etcd_rows import Keys
 from shoal.testing.storage_contract import StorageContract
 from shoal.testing.waiting import wait_for
 
+pytestmark = pytest.mark.cluster
+
 
 def elected(client: EtcdClient, prefix: str) -> Fence:
     """Be the leader of these tables from now on, whoever was before."""
