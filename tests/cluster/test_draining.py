@@ -38,6 +38,11 @@ def softly(nodes: Nodes, index: int) -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(nodes.id_of(index), soft=True)
 
 
+def meet(nodes: Nodes, index: int) -> None:
+    """Wait until the driver's node knows that node: until then a soft affinity is to nobody."""
+    shoal.get(shoal.remote(os.getpid).options(**nodes.on(index)).remote())
+
+
 def row(nodes: Nodes, index: int) -> dict:
     return next(one for one in shoal.nodes() if one["NodeID"] == nodes.id_of(index))
 
@@ -199,6 +204,7 @@ def test_only_an_idle_node_is_drained_for_being_idle():
 def test_a_task_that_is_killed_at_the_deadline_runs_elsewhere_without_using_up_a_retry():
     with many_nodes(2) as nodes:
         runs = Counter.options(**nodes.on(0)).remote()
+        meet(nodes, 1)
 
         @shoal.remote(max_retries=1, num_cpus=1)
         def long(here):
@@ -265,6 +271,7 @@ def test_bundles_and_what_waits_for_them_go_to_another_node():
 def test_work_goes_on_when_the_node_is_killed_in_the_middle_of_its_drain():
     with many_nodes(3) as nodes:
         runs = Counter.options(**nodes.on(0)).remote()
+        meet(nodes, 1)
         actors = [Moves.options(scheduling_strategy=softly(nodes, 1)).remote() for _ in range(2)]
         shoal.get([actor.echo.remote(0) for actor in actors])
         stays = Counter.options(**nodes.on(1)).remote()  # keeps the node
@@ -288,6 +295,7 @@ def test_work_goes_on_when_the_node_is_killed_in_the_middle_of_its_drain():
 def test_a_drain_goes_on_without_the_control_store_and_with_its_successor():
     with many_nodes(3, keep_control=True) as nodes:
         runs = Counter.options(**nodes.on(0)).remote()
+        meet(nodes, 1)
         actor = Moves.options(scheduling_strategy=softly(nodes, 1)).remote()
         shoal.get(actor.echo.remote(0))
         release = Counter.options(**nodes.on(0)).remote()
