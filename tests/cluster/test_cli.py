@@ -186,6 +186,89 @@ def test_stop_by_force(shell):
     assert shell("stop", "--force") == "Stopped all 2 shoal processes.\n"
 
 
+def test_a_node_is_drained_or_refuses(shell):
+    head(shell)
+    unknown = shell("drain-node", "--node-id", "ab" * 28, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "x", status=1)
+    assert unknown.startswith("Error: There is no living node abab")
+    assert len(unknown.splitlines()) == 1
+    assert "56 hexadecimal digits" in shell(
+        "drain-node", "--node-id", "ab", "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "x", status=2
+    )
+    address = shell.python("import shoal; shoal.init(); print(shoal.get_runtime_context().gcs_address)").split()[-1]
+    shell("start", "--address", address, "--num-cpus", "1", "--resources", '{"a": 1}', "--node-name", "second", *SMALL)
+    node_id = next(line for line in shell("status").splitlines() if "(second)" in line).split("node_")[1].split()[0]
+    shell.python(
+        "import shoal; shoal.init(namespace='n')\n"
+        "class A:\n  def ok(self): return 1\n"
+        "a = shoal.remote(A).options(name='a', lifetime='detached', resources={'a': 1}).remote(); shoal.get(a.ok.remote())"
+    )
+    asked = ["drain-node", "--node-id", node_id, "--reason-message", "a test", "--address", address]
+    refused = shell(*asked, "--reason", "DRAIN_NODE_REASON_IDLE_TERMINATION", status=1)
+    assert refused == "Error: The node is not idle: it has 1 actor.\n"
+    assert shell(*asked, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", "600") == ""
+    line = next(line for line in shell("status").splitlines() if "(second)" in line)
+    assert "leaves within" in line
+    assert line.endswith("(preemption: a test)")
+    shell(*asked, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", "0")
+    wait_for(lambda: "(second)" not in shell("status"), 30, "the end of the node")
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_block_on_sigterm_lets_the_node_leave_in_good_order_and_a_second_one_ends_it_at_once(shell, signals):
+    address = head(shell)
+    blocking = shell.start("start", "--address", address, "--num-cpus", "1", "--resources", '{"a": 1}', "--block", *SMALL)
+    driver = None
+    try:
+        wait_for(lambda: "Logs" in blocking.stdout.readline(), 30, "the next steps")
+        wait_for(lambda: processes.read_stat(blocking.pid).state == "S", 30, "the wait for signals")
+        driver = subprocess.Popen(
+            [sys.executable, "-c", _LONG_TASK, str(signals)], env=shell.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert driver.stdout.readline() == "it runs\n", driver.stderr.read()
+        blocking.send_signal(signal.SIGTERM)
+        if signals == 2:
+            wait_for(lambda: "leaves within" in shell("status"), 30, "the drain")
+            blocking.send_signal(signal.SIGTERM)
+        assert blocking.wait(60) == 0, blocking.stderr.read()
+        assert driver.communicate(timeout=60)[0] == ("in its own time\n" if signals == 1 else "lost\n")
+    finally:
+        for process in filter(None, (driver, blocking)):
+            process.kill()
+            process.communicate()
+
+
+#: Prints when its task runs on the node that is to leave, and how that ended. With 1: the task ends when it sees that its node leaves.
+_LONG_TASK = """
+import sys, time, shoal
+shoal.init(log_to_driver=False)
+
+@shoal.remote(num_cpus=0)
+class Started:
+    def __init__(self): self.told = False
+    def tell(self): self.told = True
+    def was_told(self): return self.told
+
+@shoal.remote(resources={"a": 1}, max_retries=0, num_cpus=0)
+def long(started, ends):
+    shoal.get(started.tell.remote())
+    me = shoal.get_runtime_context().get_node_id()
+    while not (ends and any(node["Draining"] for node in shoal.nodes() if node["NodeID"] == me)):
+        time.sleep(0.02)
+    time.sleep(0.5)
+    return "in its own time"
+
+started = Started.options(resources={"node:__internal_head__": 0.001}).remote()
+ref = long.remote(started, sys.argv[1] == "1")
+while not shoal.get(started.was_told.remote()):
+    time.sleep(0.02)
+print("it runs", flush=True)
+try:
+    print(shoal.get(ref), flush=True)
+except shoal.exceptions.RayError:
+    print("lost", flush=True)
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_block_ends_what_it_has_started(shell, number):
     blocking = shell.start("start", "--head", "--port", "0", "--block", *SMALL)

@@ -13,7 +13,7 @@ import logging
 from functools import partial
 
 from shoal._core.transport.errors import RequestFailed
-from shoal._core.wire.messages import DRAINED, Ack, Cause, Drain, DrainNode, Message, NodeDrained, NodeRecord
+from shoal._core.wire.messages import DRAINED, Ack, Cause, Drain, DrainNode, Message, NodeDrained, NodeRecord, describe_drain
 
 from .core import Core, Handler, Session
 from .node_service import NodeService
@@ -52,20 +52,21 @@ class DrainService:
         core, node = self._core, self._core.nodes.get(message.node_id)
         if isinstance(error, RequestFailed):
             core.outbox.fail(session.connection, message.rid, error.kind, error.message)
-        elif reply is None or node is None:
-            text = f"Node {message.node_id.hex()} was lost while it was asked to leave: {error or 'it has died'}."
+            return
+        if reply is None:
+            text = f"Node {message.node_id.hex()} was lost while it was asked to leave: {error}"
             core.outbox.fail(session.connection, message.rid, "RuntimeError", text)
-        else:
+            return
+        if node is not None:  # else it had nothing to wait for, and has left
             record = node.record
-            if record.draining:
-                leaves_at = min(leaves_at, record.leaves_at)
-            core.perform(core.nodes.draining(message.node_id, why(message.reason, message.text), leaves_at))
+            why = record.draining or describe_drain(message.reason, message.text)
+            core.perform(core.nodes.draining(message.node_id, why, min(leaves_at, record.leaves_at or leaves_at)))
             log.info("Node %s leaves: %s.", message.node_id.hex(), record.draining)
             self._nodes.tell_others(message.node_id)
             core.publish("nodes", message.node_id, encode(record))
             self._move_away(record)
             self._scheduling.reschedule()
-            core.outbox.send(session.connection, Ack(message.rid))
+        core.outbox.send(session.connection, Ack(message.rid))
 
     def _move_away(self, record: NodeRecord) -> None:
         core = self._core
@@ -78,10 +79,6 @@ class DrainService:
         if node is not None and session.node_id == message.node_id:
             session.node_id = b""  # the end of its connection is no news
             del self._core.agents[message.node_id]
-            self._nodes.node_died(message.node_id, f"drained: {node.record.draining}")
+            self._core.perform(self._core.nodes.draining(message.node_id, message.why, node.record.leaves_at))
+            self._nodes.node_died(message.node_id, f"drained: {message.why}")
         self._core.outbox.send(session.connection, Ack(message.rid))
-
-
-def why(reason: str, text: str) -> str:
-    """Return how a drain is described to people."""
-    return f"{reason}: {text}" if text else reason

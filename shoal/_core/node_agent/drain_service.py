@@ -17,7 +17,7 @@ from shoal._core.node_agent.draining import CopyOff, Draining, EndWork, Leave, L
 from shoal._core.node_agent.peers import Peer, Process
 from shoal._core.node_agent.services import AgentServices
 from shoal._core.transport.errors import ConnectionLost, RequestFailed
-from shoal._core.wire.messages import DRAINED, Ack, Address, Cause, Drain, NodeDrained
+from shoal._core.wire.messages import DRAINED, Ack, Address, Cause, Drain, NodeDrained, describe_drain
 
 log = logging.getLogger("shoal.node_agent")
 
@@ -83,10 +83,7 @@ class DrainService:
             agent.node.leaves_at = min(agent.node.leaves_at, message.leaves_at)
             return
         log.info("This node leaves within %.1f s: %s. %s", message.deadline_s, message.reason, message.text)
-        agent.node.draining, agent.node.leaves_at = (
-            f"{message.reason}: {message.text}" if message.text else message.reason,
-            message.leaves_at,
-        )
+        agent.node.draining, agent.node.leaves_at = describe_drain(message.reason, message.text), message.leaves_at
         self._state = Draining(agent.node.node_id, deadline)
         agent.perform_leases(agent.leases.drain(agent.loop.time()))
         self._step()
@@ -143,7 +140,7 @@ class DrainService:
         try:
             if agent.control is not None:
                 async with asyncio.timeout(patience_s):
-                    await agent.control.request(NodeDrained(0, agent.node.node_id))
+                    await agent.control.request(NodeDrained(0, agent.node.node_id, agent.node.draining))
         except (TimeoutError, ConnectionLost, RequestFailed) as error:
             log.warning("The control store does not know that this node has left in good order: %s", error)
         log.info("This node has left: nothing is here that anybody waits for.")

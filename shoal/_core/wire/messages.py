@@ -835,6 +835,11 @@ class ReportResources(Message, tag=98):
 DRAIN_IDLE, DRAIN_PREEMPTION = "idle termination", "preemption"
 
 
+def describe_drain(reason: str, text: str) -> str:
+    """Return how a drain is told to people (``NodeRecord.draining``)."""
+    return f"{reason}: {text}" if text else reason
+
+
 class DrainNode(Message, tag=160):
     """Anybody to control store: let this node leave in good order, within ``deadline_s`` seconds. Acked when it has begun.
 
@@ -865,6 +870,8 @@ class NodeDrained(Message, tag=162):
 
     rid: int
     node_id: bytes
+    #: As ``NodeRecord.draining``: this may be handled before the agent's answer to Drain.
+    why: str
 
 
 # --- process <-> control store: actors -----------------------------------------------------------------------------------------------
