@@ -186,8 +186,7 @@ class SimulatedNode:
 
     def _is_left_over(self, entry: Entry) -> bool:
         if not entry.is_copy:
-            # What processes of other nodes owned that have ended stays: nobody tells this node (docs/design/cluster.md, "Simulation").
-            return entry.owner.node_id == self.node_id
+            return True
         # A copy goes with its primary; one whose primary's node has died is a cache that goes when room is needed.
         primary = self._find(entry.owner.node_id)
         return primary is not None and not primary.object_store.contains(entry.object_id)

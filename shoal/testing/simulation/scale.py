@@ -15,6 +15,7 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -342,6 +343,10 @@ class ScaleCluster:
         self.agents = {agent.node_id: agent for agent in self._agents}
         self._join()
 
+    def close(self) -> None:
+        self.control.close()
+        self.loop.close()
+
     def post(self, message: Any, deliver: Callable[[Any], None]) -> None:
         """Send a message between an owner and an agent."""
         self.wire.count(message)
@@ -384,14 +389,11 @@ class ScaleCluster:
 
         agent.connection.deliver = hear
         before, begin, now = sum(self.wire.bytes.values()), time.process_time(), self.loop.time()
-        for one in self._agents:
-            available = dict(one.record.available, CPU=one.record.available["CPU"] - UNIT)
-            one.connection.on_message(one.connection, NodeResources(one.node_id, available))
+        self.report_change(UNIT)
         self.loop.advance(1.0)
         figures.delta_cpu_s = time.process_time() - begin
         figures.delta_bytes = sum(self.wire.bytes.values()) - before
-        for one in self._agents:
-            one.connection.on_message(one.connection, NodeResources(one.node_id, one.record.available))
+        self.report_change(0)
         self.loop.advance(1.0)
         # Agents gather changes for REPORT_S before they report; what the control store computes takes its time, too.
         figures.convergence_s = REPORT_S + times[0] - now + self.plan.wire_s + figures.delta_cpu_s
@@ -426,6 +428,12 @@ class ScaleCluster:
         figures.choose_cpu_s = (time.process_time() - begin) / rounds
         agent.record.available = agent.leases.available()
         agent.connection.deliver = None
+
+    def report_change(self, less: int) -> None:
+        """Have every agent report so much less CPU than it has."""
+        for one in self._agents:
+            available = dict(one.record.available, CPU=one.record.available["CPU"] - less)
+            one.connection.on_message(one.connection, NodeResources(one.node_id, available))
 
     def run_tasks(self) -> None:
         """Run the plan's tasks to their end."""
@@ -464,7 +472,7 @@ def _tell(view: ClusterView, message: NodesChanged | NodesUsed) -> None:
 
 def measure(plan: Plan) -> Figures:
     """Simulate one plan. Takes seconds to minutes of real time."""
-    cluster = ScaleCluster(plan)
-    cluster.measure_delta()
-    cluster.run_tasks()
-    return cluster.figures
+    with closing(ScaleCluster(plan)) as cluster:
+        cluster.measure_delta()
+        cluster.run_tasks()
+        return cluster.figures
