@@ -22,6 +22,7 @@ from shoal._core.wire.messages import (
     Cause,
     ClusterChanged,
     CommitBundles,
+    Drain,
     Failed,
     Message,
     NodeList,
@@ -32,6 +33,7 @@ from shoal._core.wire.messages import (
     ReportResources,
     StartActor,
     StopActor,
+    describe_drain,
 )
 
 
@@ -147,6 +149,9 @@ class ScriptedAgent:
             case CancelActorStart():
                 if message.actor_id in self.pending:
                     self.finish_start(message.actor_id, Cause("cancelled"))
+            case Drain():
+                self.record.draining, self.record.leaves_at = describe_drain(message.reason, message.text), message.leaves_at
+                self._send(Ack(message.rid))
             case StopActor():
                 if message.actor_id in self.living:
                     asyncio.get_event_loop().call_soon(self._stopped, message.actor_id, message.cause)

@@ -145,7 +145,7 @@ def test_the_cluster_describes_itself(nodes):
     expected = {
         "NodeID", "Alive", "alive", "NodeManagerAddress", "NodeManagerHostname", "NodeManagerPort", "NodeName", "ObjectManagerPort",
         "ObjectStoreSocketName", "RayletSocketName", "MetricsExportPort", "MetricsAgentPort", "DashboardAgentListenPort",
-        "RuntimeEnvAgentPort", "DeathReason", "DeathReasonMessage", "Resources", "Labels",
+        "RuntimeEnvAgentPort", "DeathReason", "DeathReasonMessage", "Resources", "Labels", "Draining",
     }  # fmt: skip
     for index in range(3):
         row = rows[nodes.id_of(index)]

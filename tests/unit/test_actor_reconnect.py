@@ -47,6 +47,7 @@ class Caller:
             peers=SimpleNamespace(get=self.connect),
             control_store=SimpleNamespace(send=lambda message: None),
             me=Address(b"me", b"n", "unix:me"), job_id=b"job1", closing=False, lost=b"", drain_inbox=lambda: None, express=Express(),
+            wants_logs=False,
         )  # fmt: skip
         self.actors = Actors(self.core)  # type: ignore[arg-type]
         self.core.flush = self.actors.flush

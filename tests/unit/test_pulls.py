@@ -219,6 +219,14 @@ def test_what_is_wanted_again_goes_on(node):
     assert node.step() == ["A:m"]
 
 
+def test_a_source_that_fails_after_it_sent_us_to_another_leaves_us_with_that_one(node):
+    node.want("l", nbytes=4 * CHUNK_BYTES)
+    assert node.step() == ["A:l"]
+    assert node.answer(HERE) == ["A:l", "A:l"]
+    assert node.answer(Answer(Found.ELSEWHERE, C)) == [], "a piece of A may still come"
+    assert node.fail() == ["C>l"]
+
+
 class PullsMachine(RuleBasedStateMachine):
     """Any order of events: everything wanted ends, in one of the ways that there are, and the rest is in order."""
 

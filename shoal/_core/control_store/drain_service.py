@@ -22,6 +22,9 @@ from .scheduling_service import SchedulingService
 
 log = logging.getLogger("shoal.control_store")
 
+#: Seconds between two looks whether a node is back.
+RETURN_S = 0.1
+
 
 class DrainService:
     def __init__(self, core: Core, scheduling: SchedulingService, nodes: NodeService) -> None:
@@ -40,9 +43,9 @@ class DrainService:
         if known is None:
             text = f"There is no living node {node_id.hex()}: it has died, or was never here. 'shoal status -v' lists the nodes."
             core.outbox.fail(session.connection, message.rid, "ValueError", text)
-        elif agent is None:
-            text = f"Node {node_id.hex()} cannot be reached at the moment, so it was not asked to leave. Ask again."
-            core.outbox.fail(session.connection, message.rid, "RuntimeError", text)
+        elif agent is None:  # it comes back, or is declared dead
+            if not session.connection.closed:
+                core.loop.call_later(RETURN_S, self._drain, session, message)
         else:
             leaves_at = core.clock() + message.deadline_s
             ask = Drain(0, message.reason, message.text, message.deadline_s, leaves_at)

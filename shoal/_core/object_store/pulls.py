@@ -229,6 +229,8 @@ class Pulls:
             pull.flying -= 1
             if pull.complete or pull.ending:
                 self._settle(pull)
+            elif pull.source != source:
+                self._queue(pull)  # it waited for the last word of somebody whom it had left
         for pull in [pull for pull in self._pulls.values() if pull.source == source]:
             if not pull.ending and not pull.complete:
                 self._source_failed(pull, reason)
