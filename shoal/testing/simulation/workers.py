@@ -87,7 +87,7 @@ class SimulatedWorkers:
         if process is None:
             return
         process.kill()
-        if signal is not None:
+        if signal is not None or code:
             self._world.killed.add(worker_id)
         delay = self._world.draw(self._world.chances.death_s)
         self._agent_loop.call_later(delay, self.worker_exited, worker_id, 1000 + self._started, code, signal)
