@@ -42,9 +42,10 @@ async def hand_over(core: Core, cause: m.Cause) -> None:
     """Give the node agent what others hold of this process, and leave the session. Returns when the agent has it."""
     core.leasing.leave()
     core.agent.send(m.ProcessExiting(cause))
-    # What others hold, and what is inside of that, to any depth.
+    # What others hold, and what is inside of that, to any depth. And what is stored on other nodes, which would never hear of our end.
     held: dict[bytes, Entry] = {}
-    todo = [entry for entry in core.objects.own.entries.values() if entry.owner is None and entry.borrowers and entry.kind >= 0]
+    own = [entry for entry in core.objects.own.entries.values() if entry.owner is None and entry.kind >= 0]
+    todo = [entry for entry in own if entry.borrowers or (entry.kind == STORED and entry.data[0] != core.me.node_id)]
     while todo:
         entry = todo.pop()
         if entry.object_id not in held:

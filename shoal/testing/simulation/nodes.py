@@ -186,7 +186,8 @@ class SimulatedNode:
 
     def _is_left_over(self, entry: Entry) -> bool:
         if not entry.is_copy:
-            return True
+            # What a killed process had stored here and nobody borrows stays if it was of another node: nobody tells this one. Open.
+            return entry.owner.node_id == self.node_id or entry.owner.worker_id not in self.world.killed
         # A copy goes with its primary; one whose primary's node has died is a cache that goes when room is needed.
         primary = self._find(entry.owner.node_id)
         return primary is not None and not primary.object_store.contains(entry.object_id)
