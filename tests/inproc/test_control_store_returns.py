@@ -42,10 +42,15 @@ class Disk(MemoryStorage):
 class Handle:
     """One control store's view of the disk; a dead one's writes go nowhere."""
 
+    is_remote = False
+
     def __init__(self, disk: Disk, die: Callable[[], None]) -> None:
         self._disk = disk
         self._die = die
         self.dead = False
+
+    def is_current(self) -> bool:
+        return True
 
     def get(self, table: str, key: bytes) -> bytes | None:
         return self._disk.get(table, key)
