@@ -17,24 +17,30 @@ def stop(force: bool, grace_period: float, address: str | None, session: str | N
 
     Other users' clusters are never touched.
     """
-    from shoal._core.process.discovery import clusters, is_same_cluster, live_records, resolve
-    from shoal._core.process.session import SessionRecord
+    from shoal._core.process.discovery import clusters, dead_control_stores, is_same_cluster, live_records, resolve
+    from shoal._core.process.session import SessionRecord, open_session
     from shoal._core.process.stopping import stop as stop_processes
 
-    records = live_records()
-    if address:
-        control_address = resolve(address, clusters(records))
-        records = [record for record in records if is_same_cluster(record.control_address, control_address)]
-    if session:
-        records = [record for record in records if _name(record) == session]
-    if (address or session) and not records:
-        there = ", ".join(map(_name, live_records())) or "none"
-        raise click.ClickException(f"Nothing of {address or session} runs on this machine. Sessions that do: {there}.")
+    control_address = resolve(address, clusters(live_records())) if address else ""
+
+    def meant(record: SessionRecord) -> bool:
+        if control_address and not is_same_cluster(record.control_address, control_address):
+            return False
+        return not session or _name(record) == session
 
     def stopped(record: SessionRecord, killed: bool) -> None:
         click.echo(f"{record.part} {_name(record)} (pid {record.pid}): {'killed' if killed else 'ended'}", err=True)
 
-    count = stop_processes(records, 0 if force else grace_period, on_stopped=stopped)
+    count = 0
+    # Again: a control store that had died may have been on its way back.
+    while records := list(filter(meant, live_records())):
+        count += stop_processes(records, 0 if force else grace_period, on_stopped=stopped)
+    if not count and (address or session):
+        there = ", ".join(map(_name, live_records())) or "none"
+        raise click.ClickException(f"Nothing of {address or session} runs on this machine. Sessions that do: {there}.")
+    for record in filter(meant, dead_control_stores()):
+        if not any(is_same_cluster(record.control_address, living.control_address) for living in live_records()):
+            open_session(record.session_dir).remove()
     click.echo(f"Stopped all {count} shoal processes." if count else "Did not find any active shoal processes.")
 
 

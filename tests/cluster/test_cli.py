@@ -180,6 +180,18 @@ def test_stop_kills_what_does_not_end(shell):
     assert shell("stop", "-g", "0.2") == "Stopped all 2 shoal processes.\n"
 
 
+def test_stop_while_the_control_store_is_on_its_way_back(shell):
+    """Whether it is there, gone, or starting at that moment: nothing is left, no file either."""
+    for _ in range(3):
+        head(shell)
+        (control,) = [record for record in live_records(shell.tmp) if record.part == "control store"]
+        os.kill(control.pid, signal.SIGKILL)
+        assert "Stopped all" in shell("stop")
+        assert live_records(shell.tmp) == []
+    left = [path for path in shell.tmp.glob("shoal-*/session_*/*") if path.name != "logs"]
+    assert left == []
+
+
 def test_stop_by_force(shell):
     head(shell)
     shell.python("import shoal; shoal.init(); shoal.get(shoal.remote(lambda: 1).remote())")

@@ -29,6 +29,13 @@ def live_records(temp_dir: str | Path | None = None) -> list[SessionRecord]:
     return sorted(found, key=lambda record: record.started_at)
 
 
+def dead_control_stores() -> list[SessionRecord]:
+    """Return the records of this user's control stores that have died: their nodes start them again, if any are left."""
+    parent = paths.temp_dir() / f"shoal-{os.getuid()}"
+    found = [record for directory in parent.glob("session_*") if (record := read_record(directory)) is not None]
+    return [record for record in found if record.part == "control store" and not record.is_running()]
+
+
 def nodes_of(records: list[SessionRecord], control_address: str) -> list[SessionRecord]:
     """Return those through which a driver can join the cluster of this control store: its head first, then the oldest."""
     nodes = [record for record in records if record.part != "control store" and is_same_cluster(record.control_address, control_address)]

@@ -21,6 +21,8 @@ log = logging.getLogger("shoal.head")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 5.0
 #: Seconds that it must have served for its death to be a first one again.
 STEADY_S = 1.0
+#: Seconds that the end of the node waits for a start that is under way.
+_START_S = 5.0
 
 
 class Pauses:
@@ -53,12 +55,14 @@ class ControlStoreKeeper:
         self._closed = False
         self._watch()
 
-    def close(self) -> None:
-        """Look after it no more. Idempotent."""
+    async def close(self) -> None:
+        """Look after it no more. A start that is under way is waited for: it must be on record when this node has ended. Idempotent."""
         self._closed = True
         self._unwatch()
         if self._timer is not None:
             self._timer.cancel()
+        if self._starting is not None:
+            await asyncio.wait([self._starting], timeout=_START_S)
 
     def _watch(self) -> None:
         record = sessions.read_record(self._session.directory)

@@ -122,7 +122,7 @@ class Server:
             await ending.wait()
         finally:
             if keeper is not None:
-                keeper.close()
+                await keeper.close()
             await self._end(parts, launcher, logs, orderly=ending.is_orderly, keep_session=ending.anew)
         return ending.anew
 
