@@ -11,7 +11,6 @@ from unittest import mock
 
 import pytest
 
-from shoal._core.control_link.state import LinkState
 from shoal._core.node_agent.cluster_view import ClusterView
 from shoal._core.object_store.store import ObjectStore
 from shoal.testing.simulation.campaign import Mode, run_seeds, shrink
@@ -85,11 +84,6 @@ def test_a_node_whose_death_is_not_noticed_is_found():
         return real(self, [record for record in changed if record.alive])
 
     with mock.patch.object(ClusterView, "update", blind):
-        assert found(FAULTY, range(200))
-
-
-def test_a_request_that_is_not_sent_again_is_found():
-    with mock.patch.object(LinkState, "connected", return_value=[]):
         assert found(FAULTY, range(200))
 
 

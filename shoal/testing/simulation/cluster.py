@@ -122,6 +122,7 @@ class SimulatedCluster:
         starts = [node.loop.create_task(node.start(None)) for node in map(self._first_node, self.world.chances.nodes)]
         while not (all(start.done() for start in starts) and all(len(node.agent.view.nodes()) == len(starts) for node in self.nodes)):
             self.advance(0.01)
+            assert self.loop.time() < HANG_S, "The nodes have not found each other."
         for start in starts:
             start.result()
 
