@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from shoal._core.wire.messages import DRAINED, Ack, Address, Cause, Drain, NodeD
 
 log = logging.getLogger("shoal.node_agent")
 
-#: Seconds between two looks at what is left.
+#: Seconds between two looks at what is left; as long as a look takes, if that is more (100,000 objects: 40 ms).
 STEP_S = 0.02
 #: Seconds after the deadline within which the control store can say that it knows; then the node ends all the same.
 FAREWELL_S = 5.0
@@ -107,6 +108,7 @@ class DrainService:
         state, agent = self._state, self._agent
         if state is None or self._closed:
             return
+        began = time.monotonic()
         others = [node.node_id for node in agent.view.nodes() if node.takes_work and node.endpoint and node is not agent.node]
         for instruction in state.step(self._load(), others, agent.loop.time()):
             match instruction:
@@ -117,7 +119,7 @@ class DrainService:
                 case Leave():
                     self._spawn(self._say_goodbye(state))
                     return
-        self._timer = agent.loop.call_later(STEP_S, self._step)
+        self._timer = agent.loop.call_later(max(STEP_S, time.monotonic() - began), self._step)
 
     async def _offer(self, state: Draining, node_id: bytes, object_ids: list[bytes]) -> None:
         taken: list[bytes] = []
