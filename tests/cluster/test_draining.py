@@ -350,3 +350,25 @@ def test_a_worker_of_a_drained_node_is_gone_with_it():
         drain(nodes, 1)
         gone(nodes, 1)
         wait_for(lambda: not is_running(pid), PATIENCE_S, "the end of the worker")
+
+
+def test_items_of_a_stream_that_runs_on_are_all_there_and_made_once():
+    with many_nodes(2) as nodes:
+        runs = Counter.options(**nodes.on(0)).remote()
+        meet(nodes, 1)
+
+        @shoal.remote(num_cpus=0, num_returns="streaming")
+        def items(runs):
+            for number in range(24):
+                shoal.get(runs.add.remote(number))
+                yield np.full(MIB, number, dtype=np.uint8)
+
+        stream = items.options(scheduling_strategy=softly(nodes, 1)).remote(runs)
+        wait_for(lambda: shoal.get(runs.all.remote()), PATIENCE_S, "the first item")
+        drain(nodes, 1)
+        gone(nodes, 1)
+        for number, ref in enumerate(stream):
+            array = shoal.get(ref, timeout=PATIENCE_S)
+            assert array[0] == number
+            del array
+        assert shoal.get(runs.all.remote()) == dict.fromkeys(range(24), 1)

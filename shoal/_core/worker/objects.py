@@ -50,6 +50,8 @@ OWNER_LEFT = "OwnerLeft"
 PINNED_TOGETHER = 64
 #: Urgencies of PinObjects.
 ARGUMENT, AHEAD = 1, 2
+#: Seconds until the word that an object has moved is looked at again, which came before the object itself.
+EARLY_S = 0.02
 #: Seconds after the end of a borrower until its registrations are dropped.
 TAKE_OVER_S = 0.25
 
@@ -316,13 +318,19 @@ class Objects:
         if self.handed_over:
             self.core.agent.send(message)
             return
+        early = []
         for object_id, nbytes in message.objects:
             entry = self.own.entries.get(object_id)
-            if entry is None or isinstance(entry, BorrowedEntry) or entry.kind < PENDING:
+            if entry is None and self.core.streams.awaits(object_id):
+                early.append((object_id, nbytes))
+            elif entry is None or isinstance(entry, BorrowedEntry) or entry.kind < PENDING:
                 self.free_stored(object_id, message.source)
                 self.free_stored(object_id, message.node_id)
             else:  # the word that it is stored there may still be on its way
                 self.when_done(entry, self._moved_from, (message.source, Stored(message.node_id, nbytes)))
+        if early and not self.core.closing:  # items of streams are unknown until they are received
+            again = ObjectsMoved(message.owner, message.source, message.node_id, early)
+            self.core.loop.call_later(EARLY_S, self.on_moved, _agent, again)
         self.core.flush()
 
     def _moved_from(self, entry: Entry, move: tuple[bytes, Stored]) -> None:

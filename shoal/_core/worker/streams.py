@@ -11,7 +11,7 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from shoal._base.ids import TaskId, object_id
+from shoal._base.ids import TASK_BYTES, ObjectId, TaskId, object_id, task_of
 from shoal._base.references import DynamicObjectRefGenerator
 from shoal._core.serialization import serialize
 from shoal._core.wire.messages import FAILED, INLINE, STORED, GeneratorConsumed, GeneratorItem
@@ -118,6 +118,12 @@ class Streams:
         self._wake(stream)
         if stream.dropped:
             self.by_task.pop(record.task_id, None)
+
+    def awaits(self, item_id: bytes) -> bool:
+        """Whether it is an item that was not received yet, and may still come."""
+        stream = self.by_task.get(task_of(ObjectId(item_id)))
+        index = int.from_bytes(item_id[TASK_BYTES:], "little") - 1
+        return stream is not None and not stream.dropped and index >= stream.received and (stream.length is None or index < stream.length)
 
     def item_released(self, entry: Entry) -> None:
         stream = getattr(entry.task, "generator", None)
