@@ -135,10 +135,10 @@ def test_under_load_nothing_fails_nothing_runs_twice_and_the_node_goes():
         del objects, array
 
 
-def test_calls_that_may_not_be_repeated_are_all_answered_and_no_restart_is_used_up():
+@pytest.mark.parametrize("kind", ["sync", "threaded", "async"])
+def test_calls_that_may_not_be_repeated_are_all_answered_and_no_restart_is_used_up(kind):
     with many_nodes(3) as nodes:
 
-        @shoal.remote(num_cpus=0, max_restarts=1, max_task_retries=0)
         class Once:
             def pid(self):
                 return os.getpid()
@@ -146,7 +146,14 @@ def test_calls_that_may_not_be_repeated_are_all_answered_and_no_restart_is_used_
             def die(self):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        actor = Once.options(scheduling_strategy=softly(nodes, 1)).remote()
+        class OnceAsync(Once):
+            async def pid(self):
+                return os.getpid()
+
+        once = shoal.remote(OnceAsync if kind == "async" else Once)
+        actor = once.options(
+            num_cpus=0, max_restarts=1, max_task_retries=0, max_concurrency=1 if kind == "sync" else 4, scheduling_strategy=softly(nodes, 1)
+        ).remote()
         first = shoal.get(actor.pid.remote())
         calls = [actor.pid.remote() for _ in range(2000)]
         drain(nodes, 1)
