@@ -22,6 +22,7 @@ WORKER = Address(b"w", b"n", "unix:w")
 class FakePeer:
     def __init__(self) -> None:
         self.address = WORKER
+        self.connection: Any = object()
         self.calls: Any = None
         self.sent: list[Any] = []
         self.callbacks: list[Callable[[], None]] = []
@@ -98,3 +99,18 @@ def test_a_process_that_answers_goes_on_with_later_calls(caller: Caller) -> None
     reached()
     assert [type(error) for error in caller.failed] == [exceptions.ActorUnavailableError]
     assert [message.task_id for message in caller.peers[-1].sent if isinstance(message, TaskRecord)] == [b"2"]
+
+
+def test_calls_over_a_connection_that_never_stood_were_not_sent_and_wait_for_the_next_one() -> None:
+    """The actor's node had just joined, and was not known here: a call that may not be repeated failed as unavailable."""
+    caller = Caller()
+    caller.call(b"1")
+    caller.told(ACTOR_ALIVE, address=WORKER)
+    caller.call(b"2")
+    caller.peers[0].connection = None
+    caller.actors.peer_lost(caller.peers[0])  # type: ignore[arg-type]
+    caller.run_timers()
+    for callback in caller.peers[1].callbacks:
+        callback()
+    sent = [message.task_id for message in caller.peers[-1].sent if isinstance(message, TaskRecord)]
+    assert (sent, caller.failed) == ([b"1", b"2"], [])

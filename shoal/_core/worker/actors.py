@@ -407,6 +407,8 @@ class Actors:
         if calls is None or calls.channel is not peer:
             return
         self._withdraw(calls)
+        if peer.connection is None:  # it never stood (its node was not known here yet): none of these has been sent
+            calls.handed_back(list(calls.in_flight))
         calls.disconnected()
         if calls.state == ACTOR_ALIVE and not self.core.closing:
             self.core.loop.call_later(RECONNECT_S, self._reconnect, calls, calls.incarnation)
