@@ -102,7 +102,7 @@ def test_a_socket_for_another_process_is_handed_over_and_greeted_there(run: Run,
         where = address_of(listener)
 
         async def worker() -> None:
-            transport.welcomer("worker", WORKER, welcome)(await fetch(loop, handover.path, await tickets.get()))
+            transport.welcomer("worker", WORKER, welcome)[0](await fetch(loop, handover.path, await tickets.get()))
 
         serving = loop.create_task(worker())
         sock = await dial(loop, where, WORKER, timeout_s=5)

@@ -365,7 +365,7 @@ def test_a_changed_target_is_noticed(run: Run, trust: Trust, monkeypatch: pytest
     async def main() -> None:
         loop = asyncio.get_running_loop()
         transport = SocketTransport(loop, trust)
-        elsewhere = transport.welcomer("another process", b"v" * len(SELF), answering)
+        elsewhere, _ = transport.welcomer("another process", b"v" * len(SELF), answering)
         listener = await transport.listen("tcp:127.0.0.1:0", answering, route=lambda target, sock: elsewhere(sock) or True)
         with pytest.raises(WrongToken):
             await transport.connect(listener.address, ignore, target=worker)

@@ -166,9 +166,18 @@ class SocketTransport:
 
     def welcomer(
         self, name: str, target: bytes, on_connection: Callable[[Connection], None], *, max_unproved: int = MAX_UNPROVED
-    ) -> Welcome:
-        """Return what is to be called with sockets for ``target`` that were handed over, to be the server on them as ``listen`` is."""
-        return partial(self._welcome, target, name, on_connection, {}, max_unproved)
+    ) -> tuple[Welcome, Callable[[], None]]:
+        """Return what is to be called with sockets for ``target`` that were handed over, to be the server on them as ``listen`` is.
+
+        And what is to be called at the end, to hang up on those that have not proved the token yet.
+        """
+        unproved: dict[ServerGreeter, float] = {}
+
+        def close() -> None:
+            for greeter in list(unproved):
+                greeter.refuse("the process ends")
+
+        return partial(self._welcome, target, name, on_connection, unproved, max_unproved), close
 
     def _welcome(
         self,

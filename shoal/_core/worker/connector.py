@@ -31,6 +31,9 @@ class Connector(Protocol):
     def on_take_socket(self, _channel: Any, message: TakeSocket) -> None:
         """The node agent has a socket of somebody who wants to reach us."""
 
+    def close(self) -> None:
+        """Hang up on those who are not in yet. A descriptor that outlives its loop closes, later, one that is not its own any more."""
+
 
 class DirectConnector:
     """Every address can be reached as it is: one node, or a simulation."""
@@ -43,6 +46,9 @@ class DirectConnector:
 
     def on_take_socket(self, _channel: Any, message: TakeSocket) -> None:
         raise TypeError("no node agent hands over sockets here")
+
+    def close(self) -> None:
+        """Nothing is open that is not a connection."""
 
 
 def target_of(address: Address) -> bytes:
@@ -67,7 +73,7 @@ class NodeConnector:
         self._agent = agent
         self._node_id = me.node_id
         self._path = handover_path
-        self._welcome = transport.welcomer("a process of this node", me.worker_id, accept)
+        self._welcome, self._hang_up = transport.welcomer("a process of this node", me.worker_id, accept)
         self._taking: set[asyncio.Task[None]] = set()
 
     async def connect(self, address: Address, on_message: OnMessage, on_close: OnClose) -> Connection:
@@ -80,6 +86,11 @@ class NodeConnector:
         sock = await fetch(self._loop, self._path, ready.ticket)
         name = f"process {address.worker_id.hex()[:12]} of node {address.node_id.hex()[:12]}"
         return await self._transport.greet(sock, name, on_message, on_close, target=target_of(address))
+
+    def close(self) -> None:
+        for taking in self._taking:
+            taking.cancel()
+        self._hang_up()
 
     def on_take_socket(self, _channel: Any, message: TakeSocket) -> None:
         taking = self._loop.create_task(self._take(message.ticket))

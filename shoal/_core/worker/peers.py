@@ -182,6 +182,7 @@ class Peers:
     def close(self) -> None:
         """Send what is queued and close every connection."""
         self._closed = True
+        self._connector.close()
         for task in self._connecting:
             task.cancel()
         for peer in list(self._by_worker.values()):

@@ -56,6 +56,9 @@ class SimulatedConnector:
     def on_take_socket(self, _channel: Any, message: TakeSocket) -> None:
         raise TypeError("nobody hands over sockets here")
 
+    def close(self) -> None:
+        """Nothing is open that is not a connection."""
+
 
 class SimulatedDialling:
     """Stands for ``node_agent.dialling.Dialling``."""
