@@ -20,7 +20,7 @@ from shoal._core.transport.addresses import TcpAddress, parse_address
 from shoal._core.transport.greeting import HANDSHAKE_TIMEOUT_S
 from shoal._core.transport.handover import Handover
 from shoal._core.transport.port import dial
-from shoal._core.transport.preamble import SELF
+from shoal._core.transport.preamble import target_of
 from shoal._core.wire.messages import Dial, NodeRecord, SocketReady, TakeSocket
 
 log = logging.getLogger("shoal.node_agent")
@@ -80,7 +80,7 @@ class Dialling:
     async def _dial(self, connection: Peer, message: Dial) -> None:
         try:
             address = message.address
-            sock = await self.open(address.node_id, SELF if address.worker_id == address.node_id else address.worker_id)
+            sock = await self.open(address.node_id, target_of(address))
         except ConnectFailed as error:
             connection.fail(message.rid, "ConnectionError", f"{error}")
             return

@@ -39,14 +39,14 @@ from shoal._core.process.session import Session
 from shoal._core.scheduling.labels import NODE_ID_LABEL
 from shoal._core.transport import RequestFailed
 from shoal._core.transport.addresses import announced
-from shoal._core.transport.connection import Connection
+from shoal._core.transport.connection import Connection, OnClose, OnMessage
 from shoal._core.transport.handover import Handover
 from shoal._core.transport.memory import MemoryNetwork, MemoryTransport
-from shoal._core.transport.preamble import DATA
+from shoal._core.transport.preamble import DATA, target_of
 from shoal._core.transport.shared import SharedConnections
 from shoal._core.transport.sockets import SocketListener, SocketTransport
 from shoal._core.transport.trust import Trust
-from shoal._core.wire.messages import Cause, Message, NodeRecord, ProcessExiting
+from shoal._core.wire.messages import Address, Cause, Message, NodeRecord, ProcessExiting
 
 log = logging.getLogger("shoal.head")
 
@@ -108,7 +108,7 @@ class HeadParts:
                 token_changed=partial(change_token, session, context.trust),
                 control_stores=self._learn_control_stores,
             ),
-            connect=lambda address: self._peers.connect(address.address),
+            connect=self._reach,
         )
         context.launcher.on_exit = self.node_agent.worker_exited
         logs.emit = lambda lines: self.node_agent.forward_log(lines.job_id, lines)
@@ -204,6 +204,19 @@ class HeadParts:
         self._listeners.append(listener)
         handlers = {**dialling.handlers(), **moving.handlers(), **drain.handlers()}
         agent.open_to_others(announced(listener.address, self._options.node_ip), handlers)
+
+    async def _reach(self, address: Address) -> Connection:
+        """Connect to a process, on whatever node."""
+        if address.node_id == self.node_agent.node.node_id or self._dialling is None:
+            return await self._peers.connect(address.address)
+        return await self._peers.connect(f"{address.node_id.hex()}/{address.worker_id.hex()}", partial(self._dial, address))
+
+    async def _dial(self, address: Address, on_message: OnMessage, on_close: OnClose) -> Connection:
+        assert self._dialling is not None
+        target = target_of(address)
+        sock = await self._dialling.open(address.node_id, target)
+        name = f"process {address.worker_id.hex()[:12]} of node {address.node_id.hex()[:12]}"
+        return await self._transport.greet(sock, name, on_message, on_close, target=target)
 
     async def close(self) -> None:
         """End in good order: no more connections, no more workers, nothing on disk."""

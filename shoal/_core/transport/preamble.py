@@ -24,6 +24,7 @@ from typing import NamedTuple
 from shoal._base.ids import WORKER_BYTES
 from shoal._core.transport.errors import ConnectFailed, EncryptionMismatch, NotShoal, VersionMismatch
 from shoal._core.wire.codec import PROTOCOL_VERSION
+from shoal._core.wire.messages import Address
 
 _MAGIC = b"shoal/to"
 _FORM = struct.Struct(f"<8sHH{WORKER_BYTES}s")
@@ -130,3 +131,8 @@ def _who_says(data: bytes) -> str:
         if data.startswith(start):
             return f"it answered like {name},"
     return "it answered"
+
+
+def target_of(address: Address) -> bytes:
+    """Return who is meant at the port of a node: one of its processes, or its agent."""
+    return SELF if address.worker_id == address.node_id else address.worker_id

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
-from shoal._core.transport.connection import Connection, OnMessage, Transport
+from shoal._core.transport.connection import Connection, OnClose, OnMessage, Transport
+
+#: Makes a connection in another way than by a transport address.
+Opener = Callable[[OnMessage, OnClose], Coroutine[Any, Any, Connection]]
 
 
 class SharedConnections:
@@ -16,11 +21,18 @@ class SharedConnections:
         self._on_message = on_message
         self._attempts: dict[str, asyncio.Task[Connection]] = {}
 
-    async def connect(self, address: str) -> Connection:
-        """Return the connection, however often it is asked for. Raises what connecting raises; the next caller tries again."""
+    async def connect(self, address: str, opener: Opener | None = None) -> Connection:
+        """Return the connection, however often it is asked for. Raises what connecting raises; the next caller tries again.
+
+        Args:
+            opener: makes the connection; then ``address`` is any name for whom it leads to.
+        """
         attempt = self._attempts.get(address)
         if attempt is None:
-            connecting = self._transport.connect(address, self._on_message, self._forget)
+            if opener is not None:
+                connecting = opener(self._on_message, self._forget)
+            else:
+                connecting = self._transport.connect(address, self._on_message, self._forget)
             attempt = self._attempts[address] = self._loop.create_task(connecting)
         try:
             return await asyncio.shield(attempt)

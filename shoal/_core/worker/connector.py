@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from shoal._core.transport import ConnectFailed, Connection, OnClose, OnMessage, RequestFailed, SocketTransport, Transport
 from shoal._core.transport.handover import fetch
-from shoal._core.transport.preamble import SELF
+from shoal._core.transport.preamble import target_of
 from shoal._core.wire.messages import Address, Dial, TakeSocket
 
 log = logging.getLogger(__name__)
@@ -49,11 +49,6 @@ class DirectConnector:
 
     def close(self) -> None:
         """Nothing is open that is not a connection."""
-
-
-def target_of(address: Address) -> bytes:
-    """Return who is meant at the port of a node: one of its processes, or its agent."""
-    return SELF if address.worker_id == address.node_id else address.worker_id
 
 
 class NodeConnector:
