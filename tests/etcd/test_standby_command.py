@@ -32,6 +32,11 @@ def test_head_standby_takeover_stop(shell, etcd):  # noqa: F811
         assert b"unguessable" not in seen
     both = f"{address},{standby.control_address.removeprefix('tcp:')}"
     assert shell("health-check", "--address", both) == ""
+    wait_for(
+        lambda: [one.control_address for one in live_records(shell.tmp) if one.part == "node" and "," in one.control_address],
+        SAFETY_S,
+        "the word of the standby",
+    )
     # The node restarts the control store beside it, unless that is stopped for good: its machine is gone.
     os.kill(leader.pid, signal.SIGSTOP)
     try:
