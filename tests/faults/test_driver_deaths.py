@@ -77,8 +77,8 @@ def test_a_driver_killed_during_init_leaves_nothing(start, rounds, report, momen
             import {module} as module
             from shoal._core.process import session
             create = session.create
-            def create_and_tell(*args):
-                made = create(*args)
+            def create_and_tell(*args, **kwargs):
+                made = create(*args, **kwargs)
                 say(made.directory)
                 return made
             session.create = create_and_tell
