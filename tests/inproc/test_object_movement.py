@@ -17,12 +17,12 @@ KIB = 1 << 10
 
 
 def run(scenario):
-    before = threading.active_count()
+    before = set(threading.enumerate())
     asyncio.run(scenario())
-    for thread in threading.enumerate():
-        if thread.daemon:
-            thread.join(10)
-    assert threading.active_count() <= before
+    left = set(threading.enumerate()) - before
+    for thread in left:
+        thread.join(10)
+    assert not [thread for thread in left if thread.is_alive()]
 
 
 async def until(condition, timeout_s=20.0):
