@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 
@@ -270,27 +269,3 @@ def test_what_a_killed_owner_of_another_node_had_stored_is_kept_there_for_those_
 
         both = [total.options(**nodes.on(index)).remote([ref]) for index in range(2)]
         assert shoal.get(both, timeout=PATIENCE_S) == [7 * MIB] * 2
-
-
-def test_references_inside_of_what_a_killed_owner_had_stored_keep_objects_of_other_nodes_alive():
-    """The agent that adopts the container holds what is inside of it, wherever its owner lives."""
-    with many_nodes(2) as nodes:
-
-        @shoal.remote(num_cpus=0)
-        class Keeper:
-            def box(self, inner):
-                self.kept = shoal.put([np.zeros(MIB, dtype=np.uint8), inner[0]])
-                return [self.kept]
-
-            def die(self):
-                os.kill(os.getpid(), 9)
-
-        keeper = Keeper.options(**nodes.on(1)).remote()
-        inner = shoal.put(np.full(MIB, 5, dtype=np.uint8))
-        [box] = shoal.get(keeper.box.remote([inner]), timeout=PATIENCE_S)
-        with pytest.raises(shoal.exceptions.RayActorError):
-            shoal.get(keeper.die.remote(), timeout=PATIENCE_S)
-        del inner
-        gc.collect()
-        found = shoal.get(box, timeout=PATIENCE_S)[1]
-        assert int(shoal.get(found, timeout=PATIENCE_S).sum()) == 5 * MIB
