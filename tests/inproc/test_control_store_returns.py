@@ -215,10 +215,7 @@ CASES: dict[str, Case] = {
     "ListPlacementGroups": Case(lambda w: m.ListPlacementGroups(0)),
     "WatchGroup": one_way(lambda w: m.WatchGroup(w.group(1).placement_group_id), by_agent=True),
     "ListNodes": Case(lambda w: m.ListNodes(0)),
-    "DrainNode": Case(
-        lambda w: m.DrainNode(0, w.agent.node_id, m.DRAIN_PREEMPTION, "", 60.0),
-        before=lambda w: w.client.request(m.RemovePlacementGroup(0, w.group(1).placement_group_id)),
-    ),
+    "DrainNode": Case(lambda w: m.DrainNode(0, w.agent.node_id, m.DRAIN_PREEMPTION, "", 60.0)),
     "DrainNode that is not there": Case(lambda w: m.DrainNode(0, b"n2".ljust(28, b"\0"), m.DRAIN_IDLE, "", 60.0)),
     "RegisterNode": Case(lambda w: w.agent.registration(), by_agent=True),
     "NodeResources": one_way(lambda w: m.NodeResources(w.agent.node_id, w.agent.available()), by_agent=True),

@@ -245,13 +245,18 @@ class PlacementGroupTable:
     def node_back(self, node_id: bytes, held: Mapping[bytes, list[int]]) -> list[Instruction]:
         """The agent is connected again: open questions are asked again, and what it holds in vain is given back.
 
-        A bundle that it holds from an attempt before a restart, and that is still to be placed, is placed there.
+        A bundle that it holds from an attempt before a restart, and that is still to be placed, is placed there; not if it is about to
+        leave: what runs inside of such a bundle runs on, and the bundle goes elsewhere.
         """
         instructions: list[Instruction] = []
+        node = self._nodes.get(node_id)
+        leaves = node is not None and not node.record.takes_work
         for group_id, indices in sorted(held.items()):
             group = self._groups.get(group_id)
             if group is None:
                 instructions.append(Release(node_id, group_id))
+            elif leaves and group.record.state == RESCHEDULING:
+                continue
             elif node_id not in group.nodes_asked() and node_id not in group.releasing:
                 group.in_vain.add(node_id)
             elif group.was_interrupted:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from shoal._base.ids import NODE_BYTES
@@ -20,11 +21,12 @@ from shoal._core.object_store.inside import inside_client
 from shoal._core.object_store.pulling import Pulling
 from shoal._core.object_store.serving import Serving
 from shoal._core.process.composition import BEATS_PER_TIMEOUT
+from shoal._core.transport.connection import Connection
 from shoal._core.transport.errors import ConnectFailed, RequestFailed
 from shoal._core.transport.memory import MemoryTransport
 from shoal._core.transport.shared import SharedConnections
 from shoal._core.transport.trust import Tokens, Trust
-from shoal._core.wire.messages import NodeRecord
+from shoal._core.wire.messages import Address, NodeRecord
 from shoal.testing.simulation.hosts import HostTransport, SimulatedDialling, no_message
 from shoal.testing.simulation.process_loop import ProcessLoop
 from shoal.testing.simulation.transfer import DataWay
@@ -71,7 +73,7 @@ class SimulatedNode:
         )
         self.agent = NodeAgent(
             self.loop, record, self.object_store, self.workers, world.settings, self.directory, self.arena.path, self.arena.nbytes,
-            world.control_address, connect=lambda address: self._peers.connect(address.address), new_worker_id=world.new_worker_id,
+            world.control_address, connect=self._reach, new_worker_id=world.new_worker_id,
         )  # fmt: skip
         self.workers.worker_exited = self.agent.worker_exited
         self.serving: Serving | None = None
@@ -86,6 +88,13 @@ class SimulatedNode:
             self._move_objects()
             self._dialling = SimulatedDialling(self.loop, world.network, endpoint, self.agent.view)
             self.agent.open_to_others(f"tcp:{self.name}", self._dialling.handlers())
+
+    async def _reach(self, address: Address) -> Connection:
+        """Connect to a process, on whatever node: the agent of a node opens the way itself."""
+        if address.node_id == self.node_id:
+            return await self._peers.connect(address.address)
+        way = MemoryTransport(self.world.network, self._transport.name)
+        return await self._peers.connect(address.address, partial(way.connect, address.address))
 
     def _move_objects(self) -> None:
         """Do as a head does that has other nodes."""
