@@ -126,6 +126,10 @@ class ControlLink:
         self._use(connection)
         return answer
 
+    def open_later(self) -> None:
+        """Begin to connect and return at once; it is tried until it succeeds, and requests wait for it."""
+        self._again()
+
     def close(self) -> None:
         """Send what can be sent, and end. Requests that wait raise ConnectionLost. Idempotent."""
         if self.closed:

@@ -29,6 +29,7 @@ from shoal._core.node_agent.actor_service import ActorService
 from shoal._core.node_agent.adopted_objects import AdoptedObjects
 from shoal._core.node_agent.bundle_service import BundleService
 from shoal._core.node_agent.cluster_view import ClusterView
+from shoal._core.node_agent.job_cache import JobCache
 from shoal._core.node_agent.lease_records import Lease
 from shoal._core.node_agent.leases import Leases
 from shoal._core.node_agent.peers import Connect, Departure, Hooks, Launcher, LeasedWorker, Peer, Process, Store
@@ -101,6 +102,7 @@ class NodeAgent:
         self.reports = ResourceReports(loop, node, self.leases)
         self.actors = ActorService(self)
         self.bundles = BundleService(self)
+        self._job_cache = JobCache(lambda: self.control)
         #: Registered workers and drivers by worker id, and by the number that stands for them as owners.
         self._processes: dict[bytes, Process] = {}
         self._owners: dict[int, Process] = {}
@@ -143,6 +145,7 @@ class NodeAgent:
             wire.ControlStores: self._on_control_stores,
             **self.actors.handlers(),
             **self.bundles.handlers(),
+            **self._job_cache.handlers(),
         }
 
     # --- life -------------------------------------------------------------------------------------------------------------------
@@ -681,6 +684,7 @@ class NodeAgent:
     def _end_job(self, job_id: bytes, cause: Cause) -> None:
         """Kill the job's workers, but for detached actors and what works for them."""
         self.actors.cancel_job(job_id)
+        self._job_cache.forget(job_id)
         spared = self._spared(job_id)
         for worker in self.pool.job_finished(job_id):
             if worker.worker_id not in spared:
@@ -725,6 +729,7 @@ class NodeAgent:
         self.pool.check()
         self.actors.check()
         self.adopted.state.check()
+        self._job_cache.check()
         assert self._lease_workers.keys() <= self.leases.leases.keys()
 
 

@@ -166,7 +166,8 @@ class Core:
     async def connect_control_store(self, address: str, *, lasting: bool) -> None:
         """Connect to one of the addresses; ``lasting``: the control store is a process of its own, and comes back when it died.
 
-        Waits for one that is not there just now, a driver for ``control_store_timeout_s``. Raises ConnectFailed.
+        A driver waits ``control_store_timeout_s`` for one that is not there just now; a worker does not wait: what it needs to run tasks
+        that its node knows, the node has. Raises ConnectFailed.
         """
         settings = self.settings
         give_up_s = math.inf if self.runs_tasks else settings.control_store_timeout_s
@@ -183,6 +184,9 @@ class Core:
             give_up_s=give_up_s,
         )
         link.on_message, link.on_batch_end = self._control_message, self.flush
+        if lasting and self.runs_tasks:
+            link.open_later()
+            return
         try:
             async with asyncio.timeout(give_up_s if give_up_s < math.inf else None):
                 await link.open(patient=lasting)

@@ -195,7 +195,7 @@ class CoreRuntime:
             return
         from .execution.job import apply_job
 
-        info: m.JobInfo = self.request_control_store(m.GetJob(0, job_id))
+        info: m.JobInfo = self.request_node_agent(m.GetJob(0, job_id))
         apply_job(info.config)
         os.environ["RAY_JOB_ID"], os.environ["RAY_RAYLET_PID"] = job_id.hex(), str(os.getppid())  # the node agent lives in the head
         self.job_config = info.config
@@ -204,7 +204,7 @@ class CoreRuntime:
         self._ids.enter_job(job_id)  # type: ignore[arg-type]
 
     def fetch_function(self, function_id: bytes) -> bytes:
-        return self.request_control_store(m.GetFunction(0, function_id)).blob  # type: ignore[no-any-return]
+        return self.request_node_agent(m.GetFunction(0, function_id)).blob  # type: ignore[no-any-return]
 
     def pin_deps(self, deps: list[m.Dep]) -> dict[bytes, Any]:
         """Make stored arguments readable here; blocks. An actor's constructor needs them outside of any pushed call."""
