@@ -113,6 +113,7 @@ def many_nodes(
     *,
     keep_control: bool = False,
     storage: StoragePlace | None = None,
+    control_dir: str = "",
     **settings_of: Any,
 ) -> Iterator[Nodes]:
     """Start nodes, connect this process as a driver of the first, end all of it, and check that nothing is left.
@@ -120,13 +121,14 @@ def many_nodes(
     Args:
         keep_control: the first node starts a control store that died again.
         storage: where the control store's tables lie.
+        control_dir: in the place of the temporary directory for the control store's session, and so for its tables.
         settings_of: fields of the settings. ``log_to_driver`` True: show here what workers print.
     """
     storage = storage or StoragePlace()
     settings, token = replace(read_environment(), **settings_of), secrets.token_bytes(32)
     record = job_record(job_config=None, namespace="tests", runtime_env=None, logging_config=None, environ=os.environ)
     with leak_check():
-        control = start_control_store(ControlOptions(storage=storage, settings=settings), token)
+        control = start_control_store(ControlOptions(storage=storage, temp_dir=control_dir, settings=settings), token)
         cluster = Nodes(control, [], settings, token, storage)
         try:
             for index in range(count):

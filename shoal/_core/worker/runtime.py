@@ -37,6 +37,9 @@ from .reader import Reader
 from .submitter import Submitter
 from .values import Values
 
+#: Seconds that a task waits for its function without giving its CPU away: usually it is here in a millisecond.
+FUNCTION_S = 0.25
+
 
 class CoreRuntime:
     """The process's runtime. Made by ``connect_driver`` or ``run_worker`` once the I/O thread runs."""
@@ -204,7 +207,12 @@ class CoreRuntime:
         self._ids.enter_job(job_id)  # type: ignore[arg-type]
 
     def fetch_function(self, function_id: bytes) -> bytes:
-        return self.request_node_agent(m.GetFunction(0, function_id)).blob  # type: ignore[no-any-return]
+        """Block until the function is here; what is queued behind the task runs elsewhere if that takes long."""
+        try:
+            return self.request_node_agent(m.GetFunction(0, function_id), FUNCTION_S).blob  # type: ignore[no-any-return]
+        except exceptions.GetTimeoutError:  # it is not exported yet, or the control store is away
+            with self._blocked():
+                return self.request_node_agent(m.GetFunction(0, function_id)).blob  # type: ignore[no-any-return]
 
     def pin_deps(self, deps: list[m.Dep]) -> dict[bytes, Any]:
         """Make stored arguments readable here; blocks. An actor's constructor needs them outside of any pushed call."""
