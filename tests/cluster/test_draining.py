@@ -276,6 +276,29 @@ def test_bundles_and_what_waits_for_them_go_to_another_node():
         remove_placement_group(group)
 
 
+def test_the_removal_of_a_group_ends_its_tasks_on_a_node_that_drains_too():
+    with many_nodes(3) as nodes:
+        runs = Counter.options(**nodes.on(0)).remote()
+        group = placement_group([{"CPU": 1}, {"CPU": 1}], strategy="STRICT_SPREAD")
+        assert group.wait(PATIENCE_S)
+
+        @shoal.remote(num_cpus=1, max_retries=0)
+        def stay():
+            shoal.get(runs.add.remote(shoal.get_runtime_context().get_node_id()))
+            time.sleep(600)
+
+        running = [stay.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle)).remote() for bundle in (0, 1)]
+        wait_for(lambda: len(shoal.get(runs.all.remote())) == 2, PATIENCE_S, "the tasks")
+        leaving = next(index for index in (1, 2) if nodes.id_of(index) in shoal.get(runs.all.remote()))
+        drain(nodes, leaving)
+        wait_for(lambda: row(nodes, leaving)["Draining"], PATIENCE_S, "the drain")
+        remove_placement_group(group)
+        for ref in running:
+            with pytest.raises(shoal.exceptions.WorkerCrashedError, match="placement group was removed"):
+                shoal.get(ref, timeout=PATIENCE_S)
+        gone(nodes, leaving)
+
+
 def test_work_goes_on_when_the_node_is_killed_in_the_middle_of_its_drain():
     with many_nodes(3) as nodes:
         runs = Counter.options(**nodes.on(0)).remote()

@@ -202,7 +202,7 @@ class NodeAgent:
         self.reports.registered()
         jobs = {worker.job_id for worker in self.pool.workers.values() if worker.job_id}
         groups: dict[bytes, list[int]] = {}
-        for bundle in () if self.node.draining else self.leases.bundles:  # they go with the node: nobody counts on them
+        for bundle in self.leases.bundles:
             groups.setdefault(bundle.group, []).append(bundle.index)
         return wire.RegisterNode(0, self.node, known, self.actors.incarnations(), groups, sorted(jobs))
 
