@@ -98,7 +98,6 @@ class ControlLink:
         self._waiting: dict[int, LinkReply] = {}
         self._dialling: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._welcome: asyncio.Future[Any] | None = None
 
     # --- life ---
 

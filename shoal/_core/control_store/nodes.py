@@ -140,6 +140,15 @@ class NodeTable:
         node.encoded = msgspec.Raw(encode(node.record))
         return [Change(NODES, node_id, bytes(node.encoded))]
 
+    def name_heir(self, node_id: bytes, heir: bytes) -> list[Instruction]:
+        """Another node answers for what this one's agent owns, when it has left."""
+        node = self._nodes.get(node_id)
+        if node is None:
+            return []
+        node.record.heir = heir
+        node.encoded = msgspec.Raw(encode(node.record))
+        return [Change(NODES, node_id, bytes(node.encoded))]
+
     def takes_work(self, node_id: bytes) -> bool:
         """Whether something may be placed there."""
         node = self._nodes.get(node_id)

@@ -64,6 +64,8 @@ class AdoptedObjects:
         self._late: dict[bytes, list[tuple[Peer, Any]]] = {}
         #: Frees objects whose primary copy is on another node.
         self.free_elsewhere: Callable[[bytes, list[bytes]], None] = _nowhere
+        #: Passes on what is said of an object that another agent owns by now; False: none does.
+        self.relay: Callable[[Peer, Any], bool] = _not_passed_on
         #: Requests in progress; joined (cancelled) by ``close``.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -99,8 +101,26 @@ class AdoptedObjects:
         else:
             self._serve(connection, message)
 
+    def is_held_up(self, object_id: bytes) -> bool:
+        """Whether what borrowers say of it waits."""
+        return object_id in self._late
+
+    def hold_up(self, object_ids: Iterable[bytes]) -> None:
+        """Let what borrowers say of these wait until ``go_on``."""
+        self._late |= {object_id: [] for object_id in object_ids}
+
+    def go_on(self, object_ids: Iterable[bytes]) -> None:
+        for object_id in object_ids:
+            self._serve_late_words(object_id)
+
+    def testator_ended(self, node_id: bytes, *, is_heir: bool) -> None:
+        """The node, which may have promised something to this one, has left or died."""
+        self._free(self.state.testator_ended(node_id, self._loop.time(), is_heir=is_heir))
+
     def _serve(self, connection: Peer, message: Any) -> None:
         kind = type(message)
+        if self.relay(connection, message):
+            return
         if kind is GetObject or kind is AddBorrower:
             self._answer(connection, message)
         elif kind is RemoveBorrower:
@@ -135,6 +155,7 @@ class AdoptedObjects:
         elif isinstance(message, AddBorrower):
             if not self._is_gone(message.borrower):
                 self.state.add_borrower(message.object_id, message.borrower.worker_id, message.count, full=message.full)
+                adopted.addresses[message.borrower.worker_id] = message.borrower
             connection.send(Ack(message.rid))
         elif adopted.lost:
             connection.fail(
@@ -156,6 +177,9 @@ class AdoptedObjects:
             await asyncio.sleep(LOOK_S)
             if object_id in self.state or not self._store.contains(object_id):
                 break
+        self._serve_late_words(object_id)
+
+    def _serve_late_words(self, object_id: bytes) -> None:
         for connection, message in self._late.pop(object_id):
             if not connection.closed:  # or what it registers would never be given back
                 self._serve(connection, message)
@@ -166,7 +190,7 @@ class AdoptedObjects:
         # The owner of what is inside counts it under the name of the sender, when it is the reader itself.
         # What is adopted too was registered here: a reader that looked for its dead owner first would register again.
         owners = await asyncio.gather(
-            *(self._register(inner, me if inner.owner.worker_id == reader.worker_id else reader) for inner in adopted.value.refs)
+            *(self.register(inner, me if inner.owner.worker_id == reader.worker_id else reader) for inner in adopted.value.refs)
         )
         refs = [ObjectRefInfo(inner.object_id, owner) for inner, owner in zip(adopted.value.refs, owners, strict=True)]
         connection.send(ObjectValue(message.rid, msgspec.structs.replace(adopted.value, refs=refs)))
@@ -174,13 +198,13 @@ class AdoptedObjects:
     async def _register_inside(self, adopted: AdoptedObject, dead: bytes) -> None:
         """Hold the references inside at their owners; the dead process itself answers for nothing any more."""
         inside = [inner for inner in adopted.value.refs if inner.owner.worker_id != dead and inner.object_id not in self.state]
-        await asyncio.gather(*(self._register(inner, self._me) for inner in inside))
+        await asyncio.gather(*(self.register(inner, self._me) for inner in inside))
         adopted.registered = True
         if adopted.object_id not in self.state:  # freed meanwhile
             self._free(self._unregister_inside(adopted))
 
-    async def _register(self, inner: ObjectRefInfo, borrower: Address) -> Address:
-        """Return who has counted it."""
+    async def register(self, inner: ObjectRefInfo, borrower: Address) -> Address:
+        """Register a borrower with the owner of a reference inside; return who has counted it."""
         if self.state.add_borrower(inner.object_id, borrower.worker_id, 1, full=False):
             return self._me
         if self._connect is None:
@@ -218,10 +242,11 @@ class AdoptedObjects:
             if inner.object_id in self.state:  # its owner has ended too, and what was registered there is counted here
                 freed += self.state.remove_borrower(inner.object_id, me, 1)
             elif inner.owner.worker_id != me and self._connect is not None:
-                self._spawn(self._unregister(inner))
+                self._spawn(self.unregister(inner))
         return freed
 
-    async def _unregister(self, inner: ObjectRefInfo) -> None:
+    async def unregister(self, inner: ObjectRefInfo) -> None:
+        """Give back what this agent has registered for a reference inside."""
         assert self._connect is not None
         owner = None
         with contextlib.suppress(OSError):  # that owner is gone, and its counts with it, unless it has left and handed the object over
@@ -235,6 +260,11 @@ class AdoptedObjects:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _not_passed_on(connection: Peer, message: Any) -> bool:
+    """This node does not leave."""
+    return False
 
 
 def _nowhere(node_id: bytes, object_ids: list[bytes]) -> None:

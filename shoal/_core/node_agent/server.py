@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -27,11 +27,13 @@ from shoal._core.node_agent import lease_records as lease_state
 from shoal._core.node_agent import pool as pool_state
 from shoal._core.node_agent.actor_service import ActorService
 from shoal._core.node_agent.adopted_objects import AdoptedObjects
+from shoal._core.node_agent.bequests import Bequests
 from shoal._core.node_agent.bundle_service import BundleService
 from shoal._core.node_agent.cluster_view import ClusterView
 from shoal._core.node_agent.job_cache import JobCache
 from shoal._core.node_agent.lease_records import Lease
 from shoal._core.node_agent.leases import Leases
+from shoal._core.node_agent.neighbours import Neighbours
 from shoal._core.node_agent.peers import Connect, Departure, Hooks, Launcher, LeasedWorker, Peer, Process, Store
 from shoal._core.node_agent.pool import WorkerDemand, WorkerPool
 from shoal._core.node_agent.resource_reports import ResourceReports
@@ -99,6 +101,8 @@ class NodeAgent:
             cpus if prestart is None else prestart, 2 * cpus, settings.idle_worker_s, new_worker_id or (lambda: os.urandom(WORKER_BYTES))
         )
         self.adopted = AdoptedObjects(loop, self.address, store, settings.adoption_grace_s, connect, lambda: self._processes.keys())
+        #: What agents own when their nodes leave; None: this node is alone.
+        self.bequests: Bequests | None = None
         self.reports = ResourceReports(loop, node, self.leases)
         self.actors = ActorService(self)
         self.bundles = BundleService(self)
@@ -164,6 +168,8 @@ class NodeAgent:
         self.reports.close()
         for worker_id in list(self.pool.workers):
             self._launcher.kill(worker_id)
+        if self.bequests is not None:
+            self.bequests.close()
         await self.adopted.close()
 
     def accept(self, connection: Peer) -> None:
@@ -176,6 +182,14 @@ class NodeAgent:
         self.node.endpoint = self._welcome.endpoint = endpoint
         self._handlers |= handlers
 
+    def leave_to_others(self, neighbours: Neighbours) -> Bequests:
+        """Let objects go from agent to agent when nodes leave. Before any accept."""
+        self.bequests = bequests = Bequests(
+            self.loop, self.address, self._store, self.adopted, neighbours, self.view.get, lambda: self._processes.keys()
+        )
+        self._handlers |= bequests.handlers()
+        return bequests
+
     def connection_of(self, worker_id: bytes) -> Peer | None:
         """Return the connection of a process of this node."""
         process = self._processes.get(worker_id)
@@ -184,6 +198,11 @@ class NodeAgent:
     def processes(self) -> list[Process]:
         """Return the workers and drivers of this node that are connected."""
         return [process for process in self._owners.values() if not process.is_foreign]
+
+    def retire_idle(self) -> int:
+        """Have workers that have nothing to do end in good order, and hand over what they own; return how many are about to end."""
+        self._perform_pool(self.pool.retire_idle())
+        return self.pool.leaving()
 
     def attach_control(self, connection: Peer) -> asyncio.Future[Any]:
         """Register this node at the control store and obey it. The future is done when the node is registered."""
@@ -202,7 +221,7 @@ class NodeAgent:
         self.reports.registered()
         jobs = {worker.job_id for worker in self.pool.workers.values() if worker.job_id}
         groups: dict[bytes, list[int]] = {}
-        for bundle in () if self.node.draining else self.leases.bundles:  # they go with the node: nobody counts on them
+        for bundle in self.leases.bundles:
             groups.setdefault(bundle.group, []).append(bundle.index)
         return wire.RegisterNode(0, self.node, known, self.actors.incarnations(), groups, sorted(jobs))
 
@@ -460,9 +479,12 @@ class NodeAgent:
         self.reschedule()
 
     def _learn_nodes(self, records: list[NodeRecord]) -> None:
+        named = {record.node_id for record in records if record.heir and self.view.heirs.get(record.node_id) != record.heir}
         dead = self.view.update(records)
-        if dead:
-            self._tell_of_deaths(dead)
+        if dead or named:
+            self._tell_processes(dead, named)
+        if self.bequests is not None:
+            self.bequests.nodes_died(dead, self.view.heirs)
         # Their connections may stand for long: nobody tells the kernel of a machine that it has vanished.
         for process in [one for one in self._owners.values() if one.address.node_id in dead]:
             process.connection.close()
@@ -505,9 +527,15 @@ class NodeAgent:
     def _knows_all_nodes(self) -> bool:
         return not self.node.endpoint  # nobody can join
 
-    def _tell_of_deaths(self, node_ids: list[bytes]) -> None:
-        """Our processes may have connections to those nodes, which may stand for long, too."""
-        message = wire.NodesChanged([wire.NodeRecord(node_id, "", "", "", {}, {}, {}, alive=False) for node_id in node_ids])
+    def _tell_processes(self, dead: Collection[bytes], named: Collection[bytes]) -> None:
+        """Our processes may have connections to nodes that have died, which may stand for long, too; and must know the heirs of nodes."""
+        heirs = self._welcome.heirs = self.view.heirs
+        message = wire.NodesChanged(
+            [
+                wire.NodeRecord(node_id, "", "", "", {}, {}, {}, alive=node_id not in dead, heir=heirs.get(node_id, b""))
+                for node_id in {*dead, *named}
+            ]
+        )
         for process in self._owners.values():
             if not process.is_foreign:
                 process.connection.send(message)

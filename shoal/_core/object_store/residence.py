@@ -89,11 +89,20 @@ class Residence:
         if was_evictable:
             self.settle(entry)
 
+    def change_owner(self, entry: Entry, owner: Address) -> None:
+        """The primary copy has another owner from now on."""
+        self._disown(entry)
+        entry.owner = owner
+        self.by_owner.setdefault(owner.worker_id, {})[entry.object_id] = entry
+
     def forget(self, entry: Entry) -> None:
         """The id leads nowhere from now on. The bytes go when ``settle`` finds that nobody needs them."""
         entry.gone = True
         if self.objects.get(entry.object_id) is entry:
             del self.objects[entry.object_id]
+        self._disown(entry)
+
+    def _disown(self, entry: Entry) -> None:
         owned = self.by_owner.get(entry.owner.worker_id)
         if owned is not None and owned.get(entry.object_id) is entry:
             del owned[entry.object_id]

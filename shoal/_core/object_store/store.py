@@ -271,12 +271,14 @@ class ObjectStore:
             self.on_freed(primaries)
 
     def promote(self, object_id: bytes, owner: Address, refs: list[ObjectRefInfo]) -> bool:
-        """Make the copy that is here the primary copy, which stays until it is freed. False: there is none, or it is not complete."""
+        """Make the copy that is here the primary copy of this owner, which stays until it is freed. False: it is not here, or not whole."""
         entry = self._residence.objects.get(object_id)
         if entry is None or not entry.sealed:
             return False
         if entry.is_copy:
             self._residence.promote(entry, owner, refs)
+        else:
+            self._residence.change_owner(entry, owner)
         return True
 
     def contains(self, object_id: bytes) -> bool:

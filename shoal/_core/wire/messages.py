@@ -250,6 +250,7 @@ class Registered(Message, tag=11):
     arena_bytes: int
     settings: bytes = b""  # msgpack of the Settings record, so that all processes of a session agree
     endpoint: str = ""  # where other nodes reach this one; "": it is alone
+    heirs: dict[bytes, bytes] = {}  # as NodeRecord.heir, of nodes that have left, or are about to
 
 
 class ProcessExiting(Message, tag=12):
@@ -483,6 +484,14 @@ class ObjectsMoved(Message, tag=167):
     objects: list[tuple[bytes, int]]
 
 
+class NameHeir(Message, tag=171):
+    """Agent of a node that leaves to the control store: who answers for my objects when I have left. Acked when others can be told."""
+
+    rid: int
+    node_id: bytes
+    heir: bytes
+
+
 class OwnedObject(msgspec.Struct, array_like=True, gc=False):
     object_id: bytes
     value: Value
@@ -490,10 +499,15 @@ class OwnedObject(msgspec.Struct, array_like=True, gc=False):
 
 
 class AdoptObjects(Message, tag=38):
-    """An owner that ends in good order hands to its node agent what others still hold."""
+    """An owner that ends in good order hands to its node agent what others still hold; an agent whose node leaves, to another node's agent.
+
+    The receiver is registered by then with the owners of what is inside.
+    """
 
     rid: int
     objects: list[OwnedObject]
+    #: The node that leaves; the objects are the receiver's if that names it as its heir.
+    testator: bytes = b""
 
 
 class PromoteCopy(Message, tag=39):
@@ -755,6 +769,8 @@ class NodeRecord(msgspec.Struct, array_like=True):
     draining: str = ""
     #: When it leaves at the latest, in seconds since the epoch; 0: it does not.
     leaves_at: float = 0.0
+    #: Node whose agent answers, when this one has left, for what this one's agent did.
+    heir: bytes = b""
 
     @property
     def takes_work(self) -> bool:
@@ -1131,7 +1147,7 @@ AnyMessage = (
     | RegisterJob | JobRegistered | GetJob | JobInfo | JobFinished | PutFunction | GetFunction | FunctionBlob
     | KvPut | KvGet | KvValue | KvDelete | KvKeys | KvKeyList
     | RegisterNode | NodeResources | ListNodes | NodeList | ReportResources | DrainNode | Drain | NodeDrained
-    | TakeOver | TakenOver | ObjectsMoved
+    | TakeOver | TakenOver | ObjectsMoved | NameHeir
     | CreateActor | SubscribeActor | UnsubscribeActor | ActorUpdate | KillActor | ActorOutOfScope | GetNamedActor | NamedActor
     | ListNamedActors | NamedActorList | StartActor | BecomeActor | ActorStarted | ActorWorkerDied | StopActor | CancelActorStart | GetActor
     | CreatePlacementGroup | RemovePlacementGroup | WaitPlacementGroup | GetPlacementGroup | ListPlacementGroups | PlacementGroupList

@@ -306,6 +306,7 @@ class Actors:
             if self._remove(calls, record):
                 self.core.tasks.fail(record, cancelled_error(record))
         if message.moves:
+            peer.takes_calls = False  # a thread that has taken an offer may not have sent its call yet, and the actor waits for none
             peer.send(AskHandBack(0))
 
     def call_over(self, actor_id: bytes) -> None:

@@ -370,8 +370,12 @@ class Core:
             handler(connection, message)
 
     def _nodes_changed(self, _channel: Any, message: m.NodesChanged) -> None:
-        """Nodes have died: nobody else may tell, as the connections of a machine that vanished stand on."""
-        self.peers.abort({record.node_id for record in message.nodes if not record.alive})
+        """Nodes have died: nobody else may tell, as the connections of a machine that vanished stand on. Or one says who its heir is."""
+        self.agents.heirs.update((record.node_id, record.heir) for record in message.nodes if record.heir)
+        dead = {record.node_id for record in message.nodes if not record.alive}
+        self.peers.abort(dead)
+        self.objects.nodes_left(dead & self.agents.heirs.keys())
+        self.flush()
 
     def _log_lines(self, _connection: Connection, message: m.LogLines) -> None:
         if self.on_log_lines is not None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -201,15 +201,32 @@ class Objects:
             if entry.grants:
                 adopter = self.core.owner_channel(entry.owner)
                 future = adopter.request(AddBorrower(0, entry.object_id, self.core.me, entry.grants, full=True))
-                future.add_done_callback(partial(self._readopted, entry))
+                future.add_done_callback(partial(self._readopted, entry, entry.owner))
 
     def owner_left(self, owner: Address) -> None:
         """Turn to the node agent, which has our counts: the owner has handed them over, and passes on what is still under way."""
         self._turn_to_agent(owner)
 
     def _successor(self, owner: Address) -> Address:
-        """Return who answers for what it owned: its node agent; for that of a dead node our own, who says that the owner has died."""
-        return self.core.agent_address if owner.worker_id == owner.node_id else self.core.agents.address(owner.node_id)
+        """Return who answers for what it owned: its node agent; for that, when its node has left, its heir.
+
+        An agent without one has died with its node: our own agent says that the owner has died.
+        """
+        agents = self.core.agents
+        if owner.worker_id != owner.node_id:
+            return agents.address(owner.node_id)
+        heir = agents.heirs.get(owner.node_id)
+        return self.core.agent_address if heir is None else agents.address(heir)
+
+    def nodes_left(self, node_ids: Collection[bytes]) -> None:
+        """These nodes have left, and each has an heir, who waits for all who hold something of it."""
+        if node_ids:
+            owners = {entry.owner.worker_id: entry.owner for entry in self.own.entries.values() if isinstance(entry, BorrowedEntry)}
+            left = [owner for owner in owners.values() if owner.node_id in node_ids]
+            for owner in sorted(left, key=lambda owner: owner.worker_id == owner.node_id):  # the agent, to whom the others turn, last
+                self.owner_lost(owner)
+            for node_id in node_ids:
+                self.owner_lost(Address(node_id, node_id, ""))
 
     def _turn_to_agent(self, owner: Address) -> list[BorrowedEntry]:
         successor = self._successor(owner)
@@ -222,8 +239,10 @@ class Objects:
                 turned.append(entry)
         return turned
 
-    def _readopted(self, entry: BorrowedEntry, done: asyncio.Future[Any]) -> None:
+    def _readopted(self, entry: BorrowedEntry, asked: Address, done: asyncio.Future[Any]) -> None:
         error = done.exception() if not done.cancelled() else None
+        if isinstance(error, ConnectionLost) and entry.owner.worker_id != asked.worker_id:
+            return  # that agent's node has left as well, and its heir has been asked since
         if error is not None:
             entry.grants = 0
             if entry.kind == PENDING and not entry.fetching:

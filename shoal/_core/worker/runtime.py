@@ -30,7 +30,7 @@ from .bridge import Bridge
 from .core import Core
 from .execution.calls import ActorExit, Call, current_call
 from .futures import Futures
-from .hand_over import PLANNED_ENDS, finish_tasks, hand_over
+from .hand_over import HAND_OVER_S, PLANNED_ENDS, finish_tasks, hand_over
 from .inbox import Inbox
 from .objects import ARGUMENT
 from .reader import Reader
@@ -235,7 +235,7 @@ class CoreRuntime:
         """Hand over what others still hold, and flush. Blocks: until its own tasks are done if it leaves by plan, else a few seconds."""
         if cause.kind in PLANNED_ENDS:
             self.bridge.call(lambda: self.core.loop.create_task(finish_tasks(self.core, cause)))
-        self.bridge.call(lambda: self.core.loop.create_task(hand_over(self.core, cause)), 5.0)
+        self.bridge.call(lambda: self.core.loop.create_task(hand_over(self.core, cause)), HAND_OVER_S)
 
     # --- the end -------------------------------------------------------------------------------------------
 
