@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 from functools import partial
 
 from shoal._base import paths
 from shoal._base.settings import Settings
+from shoal._base.spill_place import directory_of, is_url
 from shoal._core.control_link import ControlAddresses, ControlLink, dial
 from shoal._core.control_store.server import ControlStore
 from shoal._core.control_store.storage import SqliteStorage
@@ -31,6 +31,7 @@ from shoal._core.node_agent.peers import Hooks
 from shoal._core.node_agent.server import NodeAgent
 from shoal._core.object_store.inside import inside_client
 from shoal._core.object_store.pulling import Pulling
+from shoal._core.object_store.remote import RemoteFiles
 from shoal._core.object_store.serving import Serving
 from shoal._core.object_store.store import ObjectStore
 from shoal._core.process.membership import Membership, change_token, join
@@ -78,8 +79,11 @@ class HeadParts:
         self._control_addresses = ControlAddresses(context.options.control_address)
         #: Ours, in a session of one node; else the cluster's is elsewhere.
         self._control_store = None if context.options.control_address else LocalControlStore(loop, session, context.trust, settings)
-        spill_dir = os.path.abspath(context.options.spill_dir) if context.options.spill_dir else str(session.spill_dir)
-        self.object_store = ObjectStore(loop, context.arena, f"{spill_dir}/{session.name}", settings)
+        place = context.options.spill_dir
+        #: Where objects are spilled, if that is not the local disk.
+        self._remote = RemoteFiles(place, directory_of(context.node_id)) if is_url(place) else None
+        disk_dir = place if place and self._remote is None else str(session.spill_dir)
+        self.object_store = ObjectStore(loop, context.arena, f"{disk_dir}/{session.name}", settings, remote=self._remote)
         node = NodeRecord(
             context.node_id,
             session.agent_address,
@@ -89,6 +93,8 @@ class HeadParts:
             dict(plan.resources),
             {**plan.labels, NODE_ID_LABEL: context.node_id.hex()},
             name=context.options.node_name or context.options.node_ip,
+            spill_url=self._remote.url if self._remote is not None else "",
+            spill_directory=self._remote.directory if self._remote is not None else "",
         )
         logs = context.logs
         self.node_agent = NodeAgent(
@@ -130,7 +136,9 @@ class HeadParts:
         return self.node_agent.node.endpoint
 
     async def start(self) -> None:
-        """Listen, join control store and node agent, start the first workers."""
+        """Listen, join control store and node agent, start the first workers. ConnectionError: a part cannot be had, and why."""
+        if self._remote is not None:
+            await self._remote.check(self._loop)
         if self._control_store is not None:
             inside = await self._control_store.start(self._transport)
         elif not self._options.anew:  # it has its certificate from the life before

@@ -755,6 +755,9 @@ class NodeRecord(msgspec.Struct, array_like=True):
     draining: str = ""
     #: When it leaves at the latest, in seconds since the epoch; 0: it does not.
     leaves_at: float = 0.0
+    #: Where it spills objects, if that outlives it: a URL, and its own directory below it; "": on its disk.
+    spill_url: str = ""
+    spill_directory: str = ""
 
     @property
     def takes_work(self) -> bool:
