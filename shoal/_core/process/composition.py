@@ -29,6 +29,7 @@ from shoal._core.node_agent.moving import Moving
 from shoal._core.node_agent.neighbours import Neighbours
 from shoal._core.node_agent.peers import Hooks
 from shoal._core.node_agent.server import NodeAgent
+from shoal._core.node_agent.spilled_objects import SpilledObjects
 from shoal._core.object_store.inside import inside_client
 from shoal._core.object_store.pulling import Pulling
 from shoal._core.object_store.remote import RemoteFiles
@@ -128,6 +129,7 @@ class HeadParts:
         self._pulling: Pulling | None = None
         self._neighbours: Neighbours | None = None
         self._moving: Moving | None = None
+        self._spilled: SpilledObjects | None = None
         self._drain: DrainService | None = None
         self._end = context.end
 
@@ -207,10 +209,13 @@ class HeadParts:
             return serving.accept(sock) if target == DATA else dialling.route(target, sock)
 
         self._moving = moving = Moving(self._loop, node_id, store, inside, agent.adopted, neighbours, agent.connection_of)
+        self._spilled = spilled = SpilledObjects(
+            self._loop, node_id, store, self._remote, neighbours, agent.connection_of, agent.view.nodes
+        )  # fmt: skip
         self._drain = drain = DrainService(agent, store.primaries, moving.copy_off, self._end)
         listener = await self._transport.listen(self._options.listen, agent.accept, route=route)
         self._listeners.append(listener)
-        handlers = {**dialling.handlers(), **moving.handlers(), **drain.handlers()}
+        handlers = {**dialling.handlers(), **moving.handlers(), **spilled.handlers(), **drain.handlers()}
         agent.open_to_others(announced(listener.address, self._options.node_ip), handlers)
 
     async def _reach(self, address: Address) -> Connection:
@@ -235,7 +240,7 @@ class HeadParts:
         await self.node_agent.close()
         if self._link is not None:
             self._link.close()
-        for part in (self._drain, self._moving):
+        for part in (self._drain, self._moving, self._spilled):
             if part is not None:
                 part.close()
         if self._neighbours is not None:
