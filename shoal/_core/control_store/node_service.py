@@ -34,6 +34,7 @@ from .membership_service import MembershipService
 from .nodes import Node
 from .rows import encode
 from .scheduling_service import SchedulingService
+from .sweep_service import SweepService
 
 log = logging.getLogger("shoal.control_store")
 
@@ -62,11 +63,18 @@ RETIREMENTS = frozenset({"idle", "max_calls", "retired"})
 
 class NodeService:
     def __init__(
-        self, core: Core, jobs: JobService, scheduling: SchedulingService, members: MembershipService | None, probe: Probe | None
+        self,
+        core: Core,
+        jobs: JobService,
+        scheduling: SchedulingService,
+        sweeps: SweepService,
+        members: MembershipService | None,
+        probe: Probe | None,
     ) -> None:
         self._core = core
         self._jobs = jobs
         self._scheduling = scheduling
+        self._sweeps = sweeps
         self._members = members
         #: Where control stores of this cluster are, if there are several.
         self._control_stores: list[str] = []
@@ -103,6 +111,7 @@ class NodeService:
     def started(self) -> None:
         """The tables were read back."""
         self._look_later()
+        self._sweeps.look_later()
 
     def disconnected(self, session: Session) -> None:
         node_id, core = session.node_id, self._core
@@ -253,6 +262,7 @@ class NodeService:
         self.tell_others(node_id)
         cause = _cause_of_death(node.record, reason)
         core.perform(core.nodes.left(node_id, reason))
+        self._sweeps.look_later()
         core.placement.node_left(node_id)
         core.publish("nodes", node_id, encode(node.record))
         for job_id in core.jobs.of_node(node_id):

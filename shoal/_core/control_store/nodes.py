@@ -180,6 +180,18 @@ class NodeTable:
             changes.append(Change(NODES, oldest, None))
         return changes
 
+    def unswept(self) -> list[NodeRecord]:
+        """Return the dead nodes that may have left files behind a URL."""
+        return [record for record in self._dead.values() if record.spill_url]
+
+    def swept(self, node_id: bytes) -> list[Instruction]:
+        """Nothing of a dead node is left there."""
+        record = self._dead.get(node_id)
+        if record is None:
+            return []
+        record.spill_url = record.spill_directory = ""
+        return [Change(NODES, node_id, encode(record))]
+
     def resources(self, node_id: bytes, available: dict[str, int], total: dict[str, int] | None) -> bool:
         """Note the agent's figures; return whether the node is known. Not stored: they are of now."""
         node = self._nodes.get(node_id)

@@ -52,6 +52,7 @@ from .placement import PlacementStatistics
 from .publication import PublicationStatistics
 from .scheduling_service import SchedulingService
 from .storage.interface import Change, Deposed, Storage, TablesDamaged
+from .sweep_service import SweepService
 
 log = logging.getLogger("shoal.control_store")
 
@@ -105,7 +106,7 @@ class ControlStore:
         self._actors = ActorService(core, self._jobs, self._scheduling)
         self._groups = GroupService(core, self._jobs, self._scheduling)
         self._members = members = None if membership is None else MembershipService(core, membership)
-        self._nodes = NodeService(core, self._jobs, self._scheduling, members, probe)
+        self._nodes = NodeService(core, self._jobs, self._scheduling, SweepService(core, settings.spill_sweep_s), members, probe)
         core.performs(ActorEnded, self._actor_ended)
         self._handlers: dict[type[Message], Handler] = {Ping: self._ping, CancelRequest: self._cancel}
         drains = DrainService(core, self._scheduling, self._nodes)

@@ -423,7 +423,10 @@ class NodeAgent:
             self.pool.ending(process.address.worker_id)
 
     def _on_promote(self, connection: Peer, message: wire.PromoteCopy) -> None:
-        if self._store.promote(message.object_id, message.owner, message.refs):
+        store, object_id, owner, refs = self._store, message.object_id, message.owner, message.refs
+        if store.promote(object_id, owner, refs) or (
+            message.spilled and store.adopt_spilled(object_id, message.nbytes, owner, refs, message.spilled)
+        ):
             connection.send(wire.Ack(message.rid))
         else:
             connection.fail(message.rid, "ObjectLostError", "No complete copy is here.")

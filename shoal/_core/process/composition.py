@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 from collections.abc import Callable
 from functools import partial
 
 from shoal._base import paths
 from shoal._base.settings import Settings
+from shoal._base.spill_place import directory_of, is_url
 from shoal._core.control_link import ControlAddresses, ControlLink, dial
 from shoal._core.control_store.server import ControlStore
 from shoal._core.control_store.storage import SqliteStorage
@@ -31,8 +31,10 @@ from shoal._core.node_agent.moving import Moving
 from shoal._core.node_agent.neighbours import Neighbours
 from shoal._core.node_agent.peers import Hooks
 from shoal._core.node_agent.server import NodeAgent
+from shoal._core.node_agent.spilled_objects import SpilledObjects
 from shoal._core.object_store.inside import inside_client
 from shoal._core.object_store.pulling import Pulling
+from shoal._core.object_store.remote import RemoteFiles
 from shoal._core.object_store.serving import Serving
 from shoal._core.object_store.store import ObjectStore
 from shoal._core.process.membership import Membership, change_token, join
@@ -81,8 +83,11 @@ class HeadParts:
         self._control_addresses = ControlAddresses(context.options.control_address)
         #: Ours, in a session of one node; else the cluster's is elsewhere.
         self._control_store = None if context.options.control_address else LocalControlStore(loop, session, context.trust, settings)
-        spill_dir = os.path.abspath(context.options.spill_dir) if context.options.spill_dir else str(session.spill_dir)
-        self.object_store = ObjectStore(loop, context.arena, f"{spill_dir}/{session.name}", settings)
+        place = context.options.spill_dir
+        #: Where objects are spilled, if that is not the local disk.
+        self._remote = RemoteFiles(place, directory_of(context.node_id)) if is_url(place) else None
+        disk_dir = place if place and self._remote is None else str(session.spill_dir)
+        self.object_store = ObjectStore(loop, context.arena, f"{disk_dir}/{session.name}", settings, remote=self._remote)
         node = NodeRecord(
             context.node_id,
             session.agent_address,
@@ -92,6 +97,8 @@ class HeadParts:
             dict(plan.resources),
             {**plan.labels, NODE_ID_LABEL: context.node_id.hex()},
             name=context.options.node_name or context.options.node_ip,
+            spill_url=self._remote.url if self._remote is not None else "",
+            spill_directory=self._remote.directory if self._remote is not None else "",
         )
         logs = context.logs
         self.node_agent = NodeAgent(
@@ -127,6 +134,7 @@ class HeadParts:
         self._pulling: Pulling | None = None
         self._neighbours: Neighbours | None = None
         self._moving: Moving | None = None
+        self._spilled: SpilledObjects | None = None
         self._drain: DrainService | None = None
         self._end = context.end
 
@@ -135,7 +143,9 @@ class HeadParts:
         return self.node_agent.node.endpoint
 
     async def start(self) -> None:
-        """Listen, join control store and node agent, start the first workers."""
+        """Listen, join control store and node agent, start the first workers. ConnectionError: a part cannot be had, and why."""
+        if self._remote is not None:
+            await self._remote.check(self._loop)
         if self._control_store is not None:
             inside = await self._control_store.start(self._transport)
         elif not self._options.anew:  # it has its certificate from the life before
@@ -212,10 +222,13 @@ class HeadParts:
             Joining(self._loop, Switchboard()), serve,
         )  # fmt: skip
         self._moving = moving = Moving(self._loop, node_id, store, inside, agent.adopted, neighbours, agent.connection_of)
+        self._spilled = spilled = SpilledObjects(
+            self._loop, node_id, store, self._remote, neighbours, agent.connection_of, agent.view.nodes
+        )  # fmt: skip
         self._drain = drain = DrainService(agent, store.primaries, moving.copy_off, agent.leave_to_others(neighbours), self._end)
         listener = await self._transport.listen(self._options.listen, agent.accept, itself=node_id, route=dialling.route)
         self._listeners.append(listener)
-        handlers = {**dialling.handlers(), **moving.handlers(), **drain.handlers()}
+        handlers = {**dialling.handlers(), **moving.handlers(), **spilled.handlers(), **drain.handlers()}
         agent.open_to_others(announced(listener.address, self._options.node_ip), handlers)
 
     async def _reach(self, address: Address) -> Connection:
@@ -241,7 +254,7 @@ class HeadParts:
         await self.node_agent.close()
         if self._link is not None:
             self._link.close()
-        for part in (self._drain, self._moving):
+        for part in (self._drain, self._moving, self._spilled):
             if part is not None:
                 part.close()
         if self._neighbours is not None:

@@ -518,6 +518,33 @@ class NameHeir(Message, tag=171):
     heir: bytes
 
 
+class ObjectsSpilled(Message, tag=168):
+    """Agent of ``node_id`` to the agent of the owner's node to the owner: these (id, URL) can be read there when that node has died."""
+
+    owner: Address
+    node_id: bytes
+    objects: list[tuple[bytes, str]]
+
+
+class SweepSpilled(Message, tag=169):
+    """Control store to node agent: delete what a dead node has spilled and nobody holds; answered by what is left."""
+
+    rid: int
+    directory: str
+
+
+class ListHeldFiles(Message, tag=170):
+    """Node agent to node agent: in which files of this dead node's directory do objects of yours lie?"""
+
+    rid: int
+    directory: str
+
+
+class HeldFiles(Message, tag=172):
+    rid: int
+    files: list[str]
+
+
 class OwnedObject(msgspec.Struct, array_like=True, gc=False):
     object_id: bytes
     value: Value
@@ -543,6 +570,9 @@ class PromoteCopy(Message, tag=39):
     object_id: bytes
     owner: Address
     refs: list[ObjectRefInfo] = []
+    #: Or take what the dead node has spilled: where it lies, "" if nowhere, and its size.
+    spilled: str = ""
+    nbytes: int = 0
 
 
 # --- borrower <-> owner --------------------------------------------------------------------------------------------------------
@@ -801,6 +831,9 @@ class NodeRecord(msgspec.Struct, array_like=True):
     reachable: bool = True
     #: The address from which the control store sees it come; "": it has not said.
     seen_at: str = ""
+    #: Where it spills objects, if that outlives it: a URL, and its own directory below it; "": on its disk.
+    spill_url: str = ""
+    spill_directory: str = ""
 
     @property
     def takes_work(self) -> bool:
@@ -1177,7 +1210,7 @@ AnyMessage = (
     | RegisterJob | JobRegistered | GetJob | JobInfo | JobFinished | PutFunction | GetFunction | FunctionBlob
     | KvPut | KvGet | KvValue | KvDelete | KvKeys | KvKeyList
     | RegisterNode | NodeResources | ListNodes | NodeList | ReportResources | DrainNode | Drain | NodeDrained
-    | TakeOver | TakenOver | ObjectsMoved | NameHeir
+    | TakeOver | TakenOver | ObjectsMoved | ObjectsSpilled | SweepSpilled | ListHeldFiles | HeldFiles | NameHeir
     | CreateActor | SubscribeActor | UnsubscribeActor | ActorUpdate | KillActor | ActorOutOfScope | GetNamedActor | NamedActor
     | ListNamedActors | NamedActorList | StartActor | BecomeActor | ActorStarted | ActorWorkerDied | StopActor | CancelActorStart | GetActor
     | CreatePlacementGroup | RemovePlacementGroup | WaitPlacementGroup | GetPlacementGroup | ListPlacementGroups | PlacementGroupList
@@ -1188,5 +1221,5 @@ AnyMessage = (
 REPLY_TYPES: frozenset[type[Message]] = frozenset({
     Ack, Failed, CertificateIssued, Registered, LeaseGranted, LeaseSpilled, SocketReady, TakenOver,
     ObjectCreated, ObjectsPinned, ObjectValue, JobRegistered, JobInfo, FunctionBlob, KvValue,
-    KvKeyList, NodeList, NamedActor, NamedActorList, ActorStarted, PlacementGroupList,
+    KvKeyList, NodeList, HeldFiles, NamedActor, NamedActorList, ActorStarted, PlacementGroupList,
 })  # fmt: skip

@@ -142,6 +142,7 @@ class Core:
             m.NodesChanged: self._nodes_changed,
             m.TakeSocket: connector.on_take_socket,
             m.ObjectsMoved: objects.on_moved,
+            m.ObjectsSpilled: objects.on_spilled,
             m.TokenChanged: lambda _agent, message: on_token(message.token),
             m.ControlStores: lambda _agent, message: self._control_addresses.learn(message.addresses),
             **self._shared,
@@ -375,6 +376,7 @@ class Core:
         dead = {record.node_id for record in message.nodes if not record.alive}
         self.peers.abort(dead)
         self.objects.nodes_left(dead & self.agents.heirs.keys())
+        self.recovery.nodes_died(dead)
         self.flush()
 
     def _log_lines(self, _connection: Connection, message: m.LogLines) -> None:

@@ -29,6 +29,7 @@ from shoal._core.wire.messages import (
     Message,
     ObjectRefInfo,
     ObjectsMoved,
+    ObjectsSpilled,
     ObjectValue,
     PinForever,
     RemoveBorrower,
@@ -358,6 +359,19 @@ class Objects:
             self.moved(entry, stored)
         elif entry.kind != STORED or entry.data.node_id != stored.node_id:  # it was made again elsewhere, or nobody needs it
             self.free_copy(entry.object_id, stored.node_id)
+
+    def on_spilled(self, _agent: Any, message: ObjectsSpilled) -> None:
+        """Primary copies of ours have been written to where other nodes can read them."""
+        for object_id, location in message.objects:
+            entry = self.own.entries.get(object_id)
+            if entry is not None and not isinstance(entry, BorrowedEntry) and entry.kind >= PENDING:
+                # The word that it is stored there may still be on its way.
+                self.when_done(entry, self._spilled_at, (message.node_id, location))
+
+    def _spilled_at(self, entry: Entry, place: tuple[bytes, str]) -> None:
+        node_id, location = place
+        if entry.kind == STORED and entry.data.node_id == node_id:
+            self.copies.spilled(entry.object_id, node_id, location)
 
     def lost(self, entry: Entry, node_id: bytes) -> None:
         """A node cannot produce the value. Old news if it is being computed again, or lies elsewhere by now."""
