@@ -103,7 +103,8 @@ def test_what_finds_no_memory_goes_there_and_comes_back(url, tmp_path):
                 await client.put(object_id(number), pattern(number, 150_001))
             statistics = node.store.statistics()
             assert statistics.spilled_objects_total > 100
-            assert len(files_of(remote)) == statistics.spill_files < statistics.spilled_objects_total
+            assert statistics.spill_files < statistics.spilled_objects_total
+            await until(lambda: len(files_of(remote)) == node.store.statistics().spill_files)
             assert {owner for owner, _, _ in told} == {client.address}
             assert len(told) == statistics.spilled_objects_total
             for number in range(200):
