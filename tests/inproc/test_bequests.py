@@ -104,7 +104,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         self.adopted = AdoptedObjects(loop, self.me, self.store, 5.0, connect, lambda: ())  # type: ignore[arg-type]
         self.adopted.free_elsewhere = lambda node_id, ids: self.tell(node_id, FreeObjects(ids))
-        self.bequests = Bequests(loop, self.me, self.store, self.adopted, self, self.node, lambda: ())  # type: ignore[arg-type]
+        self.bequests = Bequests(loop, self.me, self.store, self.adopted, self, self.node)  # type: ignore[arg-type]
 
     def node(self, node_id: bytes) -> NodeRecord | None:
         return NodeRecord(node_id, "", "", "", {}, {}, {}) if node_id in self.cluster else None

@@ -73,6 +73,10 @@ class AdoptedObjects:
         self.state.adopt(message.objects, self._connected(), self._loop.time())
         connection.send(Ack(message.rid))
 
+    def inherit(self, message: AdoptObjects) -> None:
+        """Take over from the agent of a node that leaves, for the time when it has."""
+        self.state.inherit(message.objects, message.testator, self._connected(), self._loop.time())
+
     def owner_killed(self, worker_id: bytes) -> None:
         """Keep what the dead process owned in the store until its holders have had time to ask."""
         now = self._loop.time()
@@ -111,7 +115,7 @@ class AdoptedObjects:
 
     def go_on(self, object_ids: Iterable[bytes]) -> None:
         for object_id in object_ids:
-            self._serve_late_words(object_id)
+            self._serve_all(self._late.pop(object_id))
 
     def testator_ended(self, node_id: bytes, *, is_heir: bool) -> None:
         """The node, which may have promised something to this one, has left or died."""
@@ -177,10 +181,10 @@ class AdoptedObjects:
             await asyncio.sleep(LOOK_S)
             if object_id in self.state or not self._store.contains(object_id):
                 break
-        self._serve_late_words(object_id)
+        self._serve_all(self._late.pop(object_id))
 
-    def _serve_late_words(self, object_id: bytes) -> None:
-        for connection, message in self._late.pop(object_id):
+    def _serve_all(self, messages: list[tuple[Peer, Any]]) -> None:
+        for connection, message in messages:
             if not connection.closed:  # or what it registers would never be given back
                 self._serve(connection, message)
 
@@ -205,7 +209,7 @@ class AdoptedObjects:
 
     async def register(self, inner: ObjectRefInfo, borrower: Address) -> Address:
         """Register a borrower with the owner of a reference inside; return who has counted it."""
-        if self.state.add_borrower(inner.object_id, borrower.worker_id, 1, full=False):
+        if self._add_borrower(inner.object_id, borrower):
             return self._me
         if self._connect is None:
             return inner.owner
@@ -214,10 +218,16 @@ class AdoptedObjects:
             await owner.request(AddBorrower(0, inner.object_id, borrower))
         except Exception as error:  # whatever is wrong with that owner, the reader will hear it when it reads the inner reference
             # Unless it has left, and handed the object over just now.
-            if self.state.add_borrower(inner.object_id, borrower.worker_id, 1, full=False):
+            if self._add_borrower(inner.object_id, borrower):
                 return self._me
             log.debug("Registering %s with its owner failed: %r", inner.object_id.hex(), error)
         return inner.owner
+
+    def _add_borrower(self, object_id: bytes, borrower: Address) -> bool:
+        if not self.state.add_borrower(object_id, borrower.worker_id, 1, full=False):
+            return False
+        self.state.objects[object_id].addresses[borrower.worker_id] = borrower
+        return True
 
     def _free(self, freed: Iterable[AdoptedObject]) -> None:
         stored: dict[bytes, list[bytes]] = {}

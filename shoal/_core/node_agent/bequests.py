@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -51,7 +51,6 @@ class Bequests:
     Args:
         me: the node agent's address.
         node: finds the record of a living node.
-        connected: worker ids of the processes that are connected now.
     """
 
     def __init__(
@@ -62,7 +61,6 @@ class Bequests:
         adopted: AdoptedObjects,
         neighbours: Neighbours,
         node: Callable[[bytes], NodeRecord | None],
-        connected: Callable[[], Collection[bytes]],
     ) -> None:
         self._loop = loop
         self._me = me
@@ -70,7 +68,6 @@ class Bequests:
         self._adopted = adopted
         self._neighbours = neighbours
         self._node = node
-        self._connected = connected
         #: Objects that another agent owns by now, while this node is still here -> its node.
         self._passed_on: dict[bytes, bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -154,7 +151,7 @@ class Bequests:
         elif self._node(message.testator) is None:
             connection.fail(message.rid, "RuntimeError", f"Node {message.testator.hex()} is dead, as far as this one knows.")
         else:
-            self._adopted.state.inherit(message.objects, message.testator, self._connected(), self._loop.time())
+            self._adopted.inherit(message)
             connection.send(Ack(message.rid))
 
     # --- everybody ---

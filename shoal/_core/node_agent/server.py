@@ -184,9 +184,7 @@ class NodeAgent:
 
     def leave_to_others(self, neighbours: Neighbours) -> Bequests:
         """Let objects go from agent to agent when nodes leave. Before any accept."""
-        self.bequests = bequests = Bequests(
-            self.loop, self.address, self._store, self.adopted, neighbours, self.view.get, lambda: self._processes.keys()
-        )
+        self.bequests = bequests = Bequests(self.loop, self.address, self._store, self.adopted, neighbours, self.view.get)
         self._handlers |= bequests.handlers()
         return bequests
 
