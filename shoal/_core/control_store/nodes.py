@@ -34,6 +34,8 @@ class Node:
     record: NodeRecord
     #: Whether its agent is connected. Not so after a restart of the control store, or a loss of the connection, until it comes back.
     connected: bool = True
+    #: It has been dialled at its endpoint, so that a refusal there says that it has ended.
+    found: bool = False
     #: Fixed-point amounts asked of the agent and not answered yet.
     promised: dict[str, int] = field(default_factory=dict)
     #: Starts of actors that wait for the agent's answer.
@@ -127,6 +129,16 @@ class NodeTable:
     def disconnected(self, node_id: bytes) -> None:
         """The connection to its agent was lost."""
         self._nodes[node_id].connected = False
+
+    def found(self, node_id: bytes, reachable: bool) -> list[Instruction]:
+        """Its endpoint was dialled, and it was there or not. Empty: the others know so already."""
+        node = self._nodes[node_id]
+        node.found = reachable
+        if node.record.reachable == reachable:
+            return []
+        node.record.reachable = node.view.reachable = reachable
+        node.encoded = msgspec.Raw(encode(node.record))
+        return [Change(NODES, node_id, bytes(node.encoded))]
 
     def missing(self) -> bool:
         """Whether a node is known and not connected."""

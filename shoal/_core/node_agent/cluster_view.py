@@ -42,7 +42,8 @@ class ClusterView:
         dead = []
         for record in changed:
             node_id = record.node_id
-            if node_id == self._own.node_id:
+            if node_id == self._own.node_id:  # all else of it is known better here
+                self._own.reachable, self._own.seen_at = record.reachable, record.seen_at
                 continue
             self._heard(node_id)
             if record.heir:

@@ -50,6 +50,8 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, peer: str, accepted: bool) -> None:
         super().__init__(loop, peer, self._write_in_turn)
         self._transport = transport
+        there = transport.get_extra_info("peername")
+        self.host = there[0] if isinstance(there, tuple) else ""
         #: Held by the loop from taking messages out of the queue until they are written, and by ``send_now``.
         self._writing = threading.RLock()
         #: The peer as other threads reach it; a duplicate, so that no closed and reused descriptor is ever written to.

@@ -313,6 +313,32 @@ class TakeSocket(Message, tag=29):
     ticket: bytes
 
 
+class CallBack(Message, tag=163):
+    """Node agent to control store, and on to the agent of ``node_id``: dial a node with this ticket, and be the server of what follows.
+
+    Acked when it is done. Failed: "LookupError": the target is not there; "ConnectionError": the node where they meet cannot be dialled
+    from there, or takes no more; "NodeDiedError": the node that is to dial is not connected.
+    """
+
+    rid: int
+    node_id: bytes
+    #: Whom at that node the caller wants, as in a preamble.
+    target: bytes
+    #: What the one who dials says in the place of a target; good for once.
+    ticket: bytes
+    #: Node where the two meet: the caller's own, or a third one, which the caller dials, too.
+    meet: bytes
+    #: Its endpoint, from the control store.
+    endpoint: str = ""
+
+
+class ExpectPair(Message, tag=164):
+    """Control store to node agent: two will come with this ticket; join them. Acked. Failed("ConnectionError"): there are too many."""
+
+    rid: int
+    ticket: bytes
+
+
 class KillProcess(Message, tag=16):
     """Owner to node agent: kill this worker now (forced cancel, cancel that did not come through)."""
 
@@ -771,6 +797,10 @@ class NodeRecord(msgspec.Struct, array_like=True):
     leaves_at: float = 0.0
     #: Node whose agent answers, when this one has left, for what this one's agent did.
     heir: bytes = b""
+    #: Whether the control store can connect to its endpoint; if not, others have it call back.
+    reachable: bool = True
+    #: The address from which the control store sees it come; "": it has not said.
+    seen_at: str = ""
 
     @property
     def takes_work(self) -> bool:
@@ -1138,7 +1168,7 @@ class Published(Message, tag=151):
 AnyMessage = (
     Ack | Failed | CancelRequest | Ping | IssueCertificate | CertificateIssued | RotateToken | TokenChanged
     | RegisterProcess | Registered | ProcessExiting | StopProcess | LogLines | NameProcess | FlushLogs | KillProcess
-    | Dial | SocketReady | TakeSocket | LeaseSpilled | NodesChanged | NodesUsed | ControlStores
+    | Dial | SocketReady | TakeSocket | CallBack | ExpectPair | LeaseSpilled | NodesChanged | NodesUsed | ControlStores
     | RequestLease | LeaseGranted | ReturnLease | LeaseWanted | WorkerDied | WorkerBlocked | WorkerUnblocked | LeaseInfeasible
     | CreateObject | ObjectCreated | SealObject | AbortObject | PinObjects | ObjectsPinned | UnpinObjects | FreeObjects | AdoptObjects
     | PromoteCopy

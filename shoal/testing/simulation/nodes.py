@@ -101,8 +101,8 @@ class SimulatedNode:
         store, trust = self.object_store, Trust(Tokens(b""), "")
         inside = inside_client(self.loop, store, self.arena, "other nodes")
         self._pulling = pulling = Pulling(self.loop, store, inside, self.arena, self.node_id, self._way_to, trust)
-        self.serving = serving = Serving(self.loop, store, inside, self.arena, pulling, trust)
-        self._neighbours = neighbours = Neighbours(self.loop, self.agent.view.get, self._peers.connect)
+        self.serving = serving = Serving(self.loop, store, inside, self.arena, self.node_id, pulling, trust)
+        self._neighbours = neighbours = Neighbours(self.loop, self.agent.view.get, self._reach)
         store.puller = pulling
         self.agent.adopted.free_elsewhere = neighbours.free_primaries
         store.on_freed = lambda object_ids: neighbours.free_copies(serving.copies_of(object_ids))
