@@ -51,21 +51,21 @@ class Port:
     """A listening TCP socket. Closing it leaves the sockets that it has given away alone.
 
     Args:
-        itself: the target that is the one who listens.
-        on_open: gets the sockets for it; it answers OPEN.
+        on_open: gets sockets for ``itself``; it answers OPEN.
         route: gets sockets for others; None: nobody else is here.
         limit: strangers at a time that have not said for whom they come; more wait in the system's queue.
+        itself: the target that is the one who listens.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         where: TcpAddress,
-        itself: bytes,
         on_open: Callable[[socket.socket], None],
         route: Route | None,
         *,
         limit: int,
+        itself: bytes = SELF,
     ) -> None:
         self._loop = loop
         self._itself = itself

@@ -163,7 +163,7 @@ class SocketTransport:
                 return True
             return route is not None and route(target, sock)
 
-        port = Port(self._loop, where, itself, open_self, direct, limit=max_unproved)
+        port = Port(self._loop, where, open_self, direct, limit=max_unproved, itself=itself)
         return SocketListener(port, str(port.where), unproved, None)
 
     def welcomer(
