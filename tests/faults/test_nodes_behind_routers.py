@@ -8,12 +8,15 @@ one, two   each behind a router of its own; the same address and the same port
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from shoal._core.process.session import read_record
 from shoal.testing import wait_for
 from tests.faults.namespaces import namespaces, needs_routers
 from tests.faults.test_network_trust import SMALL, Shell
@@ -58,8 +61,27 @@ def call(name, other, nbytes):
     here, there = (Keeper.options(**on(where)).remote() for where in (name, other))
     return shoal.get(here.ask.remote(there, b"x" * nbytes), timeout=60), len(shoal.get(here.keep.remote(b"y" * nbytes), timeout=60)[1])
 
+@shoal.remote
+def double(number):
+    import time
+    time.sleep(0.3)
+    return 2 * number
+
+def begin(source, sink, count, nbytes):
+    "What goes on while somebody dies: tasks, objects, calls of an actor."
+    global doubled, checked, called, keeper
+    keeper = Keeper.options(max_task_retries=-1, **on(sink)).remote()
+    doubled = [double.options(**on(sink)).remote(number) for number in range(count)]
+    made = [make.options(**on(sink)).remote(nbytes) for _ in range(count)]
+    checked = [check.options(**on(source)).remote(one) for one in made]
+    called = [keeper.keep.remote(b"z" * 2000) for _ in range(count)]
+    return shoal.get(doubled[0], timeout=60)
+
+def outcome():
+    return shoal.get(doubled, timeout=120), shoal.get(checked, timeout=120), [len(data) for _, data in shoal.get(called, timeout=120)]
+
 def nodes():
-    return {next(key for key in node["Resources"] if key in ("head", "open", "one", "two")): node["Alive"] for node in shoal.nodes()}
+    return {name: node["Alive"] for node in shoal.nodes() for name in ("head", "open", "other", "one", "two") if name in node["Resources"]}
 """
 
 
@@ -102,6 +124,13 @@ def driver_on(shell, address=None):
         driver.end()
 
 
+def node_pid(shell):
+    """Return the process of the node on a machine."""
+    directories = Path(shell.environ["SHOAL_TMPDIR"]).rglob("session.json")
+    [pid] = [record.pid for path in directories if (record := read_record(path.parent)) is not None and record.part == "node"]
+    return pid
+
+
 def prepare(driver):
     driver(f"exec({WORK!r}, globals())")
     return driver
@@ -131,6 +160,34 @@ def test_two_nodes_behind_different_routers_reach_each_other(own_directory):
                 assert driver(f"move({source!r}, {sink!r}, {nbytes})") == (nbytes, b"x")
             assert driver(f"call({source!r}, {sink!r}, 2000)") == ([2000], 2000)
         assert driver("nodes()") == {"head": True, "one": True, "two": True}
+
+
+def test_the_node_where_two_others_meet_is_killed_while_they_work(own_directory):
+    with cluster(Path(own_directory), ["head", "open", "one", "two"]) as (_, shells), driver_on(shells["one"]) as driver:
+        prepare(driver)
+        assert driver("begin('one', 'two', 40, 4_000_000)") == 0
+        os.kill(node_pid(shells["head"]), signal.SIGKILL)
+        doubled, checked, called = driver("outcome()")
+        assert doubled == [2 * number for number in range(40)]
+        assert checked == [(4_000_000, b"x")] * 40
+        assert called == [2000] * 40
+        assert driver("nodes()") == {"open": True, "one": True, "two": True}
+        assert driver("call('two', 'one', 2000)") == ([2000], 2000)
+
+
+@pytest.mark.parametrize("when", ["before", "later"])
+def test_two_nodes_that_live_and_cannot_reach_each_other(own_directory, when):
+    with cluster(Path(own_directory), ["head", "open", "other"]) as (network, shells), driver_on(shells["open"]) as driver:
+        prepare(driver)
+        if when == "later":  # what stands between the two is found to be lost first, as nothing says so
+            assert driver("move('other', 'open', 1024)") == (1024, b"x")
+        network.cut(*network.machines[1:])
+        for source, sink in (("open", "other"), ("other", "open")):
+            for nbytes in (1024, 4 * MIB):
+                assert driver(f"move({source!r}, {sink!r}, {nbytes})") == (nbytes, b"x")
+            assert driver(f"call({source!r}, {sink!r}, 2000)") == ([2000], 2000)
+        assert all(driver("nodes()").values())
+        network.heal()
 
 
 def test_machines_with_ipv6_addresses_alone(own_directory):

@@ -19,6 +19,7 @@ import stat
 from collections.abc import Callable
 from functools import partial
 
+from shoal._core.transport.acknowledging import Acknowledgements
 from shoal._core.transport.addresses import TcpAddress, UnixAddress, is_loopback, parse_address
 from shoal._core.transport.connection import Connection, OnClose, OnMessage
 from shoal._core.transport.errors import ConnectFailed, TransportError
@@ -52,6 +53,7 @@ class SocketTransport:
             )
         self._loop = loop
         self._trust = trust
+        self._acknowledgements = Acknowledgements(loop)
         #: On their way from an accepted socket to its greeter; kept because a loop holds its tasks weakly.
         self._welcoming: set[asyncio.Task[object]] = set()
 
@@ -221,9 +223,11 @@ class SocketTransport:
         return ServerGreeter(self._loop, handshake, name, partial(self._adopt, "", True), on_connection, unproved, limit)
 
     def _adopt(self, name: str, accepted: bool, transport: asyncio.Transport, peer: str, seal: Seal | None) -> SocketConnection:
-        if seal is not None:
-            return SealedConnection(self._loop, transport, name or peer, accepted, seal)
-        return SocketConnection(self._loop, transport, name or peer, accepted)
+        if seal is None:
+            return SocketConnection(self._loop, transport, name or peer, accepted)
+        connection = SealedConnection(self._loop, transport, name or peer, accepted, seal)
+        self._acknowledgements.watch(connection.look_for_peer)
+        return connection
 
 
 class SocketListener:

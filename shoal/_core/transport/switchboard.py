@@ -1,7 +1,7 @@
 """Joins sockets, two and two: what comes in at one goes out at the other, byte for byte.
 
     join(one, other) ──▶ thread:  one ══ read, write ══▶ other      the end of one direction is passed on as such;
-                                  one ◀══ read, write ══ other      the end of both, or an error at either, ends the pair
+                                  one ◀══ read, write ══ other      the end of both, an error, or the silence of a machine ends the pair
 
 For processes that cannot reach each other and can both reach this one. What passes is encrypted between them, and none of our business.
 
@@ -16,7 +16,10 @@ import os
 import select
 import socket
 import threading
+import time
 from collections import deque
+
+from shoal._core.transport.acknowledging import LOOK_S, is_cut_off
 
 #: Read at once of one socket, before it is the turn of the others.
 _STEP_BYTES = 1 << 18
@@ -119,10 +122,19 @@ class Switchboard:
         #: All and only pairs that live, by the descriptor of each of their sockets; and what epoll looks for there.
         pairs: dict[int, _Pair] = {}
         looked_for: dict[int, int] = {}
+        look_at = 0.0
         with select.epoll() as epoll:
             epoll.register(self._wake, select.EPOLLIN)
             while not self._closed:
-                for descriptor, _ in epoll.poll():
+                now = time.monotonic()
+                if now >= look_at:
+                    look_at = now + LOOK_S
+                    for pair in {id(pair): pair for pair in pairs.values()}.values():
+                        if any(is_cut_off(sock) for sock in pair.sockets):
+                            self._look(epoll, pair, looked_for, alive=False)
+                            _end(pair, pairs)
+                self._pairs = len(pairs) // 2
+                for descriptor, _ in epoll.poll(LOOK_S if pairs else None):
                     if descriptor == self._wake:
                         os.eventfd_read(self._wake)
                         moved = [self._new.popleft() for _ in range(len(self._new))]
@@ -135,7 +147,6 @@ class Switchboard:
                         self._look(epoll, pair, looked_for, alive=alive)
                         if not alive:
                             _end(pair, pairs)
-                    self._pairs = len(pairs) // 2
         for pair in [*pairs.values(), *self._new]:
             _end(pair, {})
         self._new.clear()
