@@ -234,8 +234,8 @@ CASES: dict[str, Case] = {
 
 
 #: The last word of a node: when its answer is lost, the node is refused at its return, which says the same.
-#: And what is passed on and changes nothing here (its ticket is good for once): tests/inproc/test_ways_between_nodes.py.
-WITHOUT_CASE = {"NodeDrained", "CallBack"}
+
+WITHOUT_CASE = {"NodeDrained"}
 
 
 def tell(case: Case, dies: str) -> tuple[Any, dict[str, Any], int]:
