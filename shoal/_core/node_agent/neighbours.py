@@ -48,7 +48,7 @@ class Neighbours:
     def free_copies(self, copies: Mapping[bytes, list[bytes]]) -> None:
         """Objects are gone here: the nodes (keys) may drop their copies."""
         for node_id, object_ids in copies.items():
-            self.tell(node_id, FreeObjects(object_ids, copies=True))
+            self.tell(node_id, FreeObjects(object_ids, primaries=False))
 
     def free_primaries(self, node_id: bytes, object_ids: list[bytes]) -> None:
         """Nobody holds these objects any more, whose owner's end this agent has seen; their primary copies are on that node."""

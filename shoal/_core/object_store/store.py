@@ -229,7 +229,7 @@ class ObjectStore:
                 self._residence.unpin(entry)
 
     def _free_objects(self, _conn: Peer, message: FreeObjects) -> None:
-        self.free(message.object_ids, copies_only=message.copies)
+        self.free(message.object_ids, copies=message.copies, primaries=message.primaries)
 
     # --- for the puller ---
 
@@ -256,19 +256,19 @@ class ObjectStore:
 
     # --- for the node agent ---
 
-    def free(self, object_ids: Iterable[bytes], *, copies_only: bool = False) -> None:
-        """Nobody will ask for these again. Readers keep what they have; the rest goes at once."""
-        primaries = []
+    def free(self, object_ids: Iterable[bytes], *, copies: bool = True, primaries: bool = True) -> None:
+        """Nobody will ask for these again, as copies or as primary copies. Readers keep what they have; the rest goes at once."""
+        freed = []
         for object_id in object_ids:
             entry = self._residence.objects.get(object_id)
-            if entry is not None and (entry.is_copy or not copies_only):
+            if entry is not None and (copies if entry.is_copy else primaries):
                 if not entry.is_copy:
-                    primaries.append(object_id)
+                    freed.append(object_id)
                 self._forget(entry)
                 self._residence.settle(entry)
         self._residence.advance()
-        if primaries and self.on_freed is not None:
-            self.on_freed(primaries)
+        if freed and self.on_freed is not None:
+            self.on_freed(freed)
 
     def promote(self, object_id: bytes, owner: Address, refs: list[ObjectRefInfo]) -> bool:
         """Make the copy that is here the primary copy, which stays until it is freed. False: there is none, or it is not complete."""

@@ -446,8 +446,10 @@ class FreeObjects(Message, tag=37):
     """The owner holds no reference any more. To the node of the primary copy, whose agent tells those that have other copies."""
 
     object_ids: list[bytes]
-    #: Between agents: the primary is gone; drop the copy, if a copy is what is there.
-    copies: bool = False
+    #: Drop it if what is there is a copy: alone between agents, when the primary is gone.
+    copies: bool = True
+    #: Drop it if it is there as the primary copy: alone when that is another one (another attempt's, or it has moved).
+    primaries: bool = True
 
 
 class PrimaryCopy(msgspec.Struct, array_like=True, gc=False):

@@ -71,5 +71,7 @@ async def hand_over(core: Core, cause: m.Cause) -> None:
         await core.agent.request(m.AdoptObjects(0, kept))
         core.objects.turn_away()
         await core.see_callers_off(cause, FAREWELL_S)
+    core.flush()
+    await core.peers.connected(FAREWELL_S)  # an object of ours may lie on a node that we have not talked to: nobody else frees it
     await core.close()
     await asyncio.sleep(0.005)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -146,7 +146,7 @@ def _way(failure: Failure) -> str:
     return "\n".join(re.sub(r"[0-9a-f]*\d[0-9a-f]*|\[.*|\{.*", "", line) for line in failure.problem.splitlines()[:2])
 
 
-def run_seeds(seeds: range, mode: Mode = ONE_NODE, *, stop_after: int = 1) -> tuple[int, list[Failure]]:
+def run_seeds(seeds: Iterable[int], mode: Mode = ONE_NODE, *, stop_after: int = 1) -> tuple[int, list[Failure]]:
     """Run many seeds; return how many ran and those that failed, ending after ``stop_after`` failures."""
     failures: list[Failure] = []
     done = 0
