@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import shoal
-from shoal.exceptions import ActorDiedError, WorkerCrashedError
+from shoal.exceptions import ActorDiedError, OwnerDiedError, WorkerCrashedError
 from shoal.testing.simulation.cluster import SimulatedCluster
 from shoal.testing.simulation.processes import kill_this_process
 from shoal.testing.simulation.threads import pause
@@ -316,5 +316,58 @@ def test_what_an_attempt_had_stored_before_the_next_one_ran_elsewhere_is_freed()
     def program(cluster):
         refs = [ref for _ in range(4) for ref in crash_on.remote(cluster.nodes[1].node_id.hex())]
         assert {len(value) for value in shoal.get(refs)} == {len(LARGE)}
+
+    run(program, nodes=3)
+
+
+@shoal.remote
+class LargeMaker:
+    def make(self):
+        return LARGE
+
+
+@shoal.remote
+class Owner:
+    """Owns what another actor stores, on the node of that actor."""
+
+    def own(self, maker):
+        self.owned = [maker.make.remote()]
+        shoal.wait(self.owned, fetch_local=False)
+        return self.owned
+
+
+def own_elsewhere(cluster):
+    """Return an actor of node 1 and the list of what it owns, stored on node 2."""
+    maker = LargeMaker.options(**at(cluster, 2)).remote()
+    owner = Owner.options(**at(cluster, 1)).remote()
+    return owner, shoal.get(owner.own.remote(maker))
+
+
+def test_what_a_killed_owner_had_on_another_node_is_read_by_those_who_hold_it():
+    def program(cluster):
+        owner, held = own_elsewhere(cluster)
+        pause(cluster.random.random() * 0.1)
+        shoal.kill(owner)
+        pause(cluster.random.random() * 0.1)
+        assert shoal.get(held[0]) == LARGE
+
+    run(program, nodes=3, seeds=range(30))
+
+
+def test_what_a_killed_owner_had_on_another_node_is_freed_when_nobody_holds_it():
+    def program(cluster):
+        owner, held = own_elsewhere(cluster)
+        del held
+        shoal.kill(owner)
+
+    run(program, nodes=3)
+
+
+def test_what_an_owner_of_a_dead_node_had_on_another_is_freed():
+    def program(cluster):
+        _owner, held = own_elsewhere(cluster)
+        cluster.loop.call_soon(cluster.nodes[1].kill)
+        with pytest.raises((OwnerDiedError, ActorDiedError)):
+            shoal.get(held[0])
 
     run(program, nodes=3)

@@ -64,6 +64,8 @@ class AdoptedObjects:
         self._late: dict[bytes, list[tuple[Peer, Any]]] = {}
         #: Frees objects whose primary copy is on another node.
         self.free_elsewhere: Callable[[bytes, list[bytes]], None] = _nowhere
+        #: Whether an object may be one that lies on another node, whose owner of this node has just ended.
+        self.awaits: Callable[[bytes], bool] = _never
         #: Requests in progress; joined (cancelled) by ``close``.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -73,10 +75,14 @@ class AdoptedObjects:
 
     def owner_killed(self, worker_id: bytes) -> None:
         """Keep what the dead process owned in the store until its holders have had time to ask."""
+        self.take_over(worker_id, self._me.node_id, self._store.objects_of(worker_id))
+
+    def take_over(self, worker_id: bytes, node_id: bytes, objects: Iterable[tuple[bytes, int, list[ObjectRefInfo]]]) -> None:
+        """The same for what it owned in the store of ``node_id``: (object id, bytes, references inside)."""
         now = self._loop.time()
-        for object_id, nbytes, refs in self._store.objects_of(worker_id):
+        for object_id, nbytes, refs in objects:
             if object_id not in self.state:
-                adopted = self.state.adopt_stored(object_id, Value(STORED, b"", nbytes, refs, self._me.node_id), now)
+                adopted = self.state.adopt_stored(object_id, Value(STORED, b"", nbytes, refs, node_id), now)
                 if refs and self._connect is not None:
                     self._spawn(self._register_inside(adopted, worker_id))
 
@@ -92,12 +98,16 @@ class AdoptedObjects:
         kind = type(message)
         if late is not None:
             late.append((connection, message))
-        elif (kind is GetObject or kind is AddBorrower) and message.object_id not in self.state and self._store.contains(message.object_id):
+        elif (kind is GetObject or kind is AddBorrower) and self._may_be_adopted(message.object_id):
             # Its owner's end has not been noticed here yet; the borrower saw it first.
             self._late[message.object_id] = [(connection, message)]
             self._spawn(self._serve_late(message.object_id))
         else:
             self._serve(connection, message)
+
+    def _may_be_adopted(self, object_id: bytes) -> bool:
+        """Whether it is one of those whose owner's end is not noticed here yet, or that are being adopted from other nodes."""
+        return object_id not in self.state and (self._store.contains(object_id) or self.awaits(object_id))
 
     def _serve(self, connection: Peer, message: Any) -> None:
         kind = type(message)
@@ -154,7 +164,7 @@ class AdoptedObjects:
     async def _serve_late(self, object_id: bytes) -> None:
         for _ in range(max(1, round(self._grace_s / LOOK_S))):
             await asyncio.sleep(LOOK_S)
-            if object_id in self.state or not self._store.contains(object_id):
+            if not self._may_be_adopted(object_id):
                 break
         for connection, message in self._late.pop(object_id):
             if not connection.closed:  # or what it registers would never be given back
@@ -235,6 +245,11 @@ class AdoptedObjects:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _never(object_id: bytes) -> bool:
+    """There are no other nodes."""
+    return False
 
 
 def _nowhere(node_id: bytes, object_ids: list[bytes]) -> None:

@@ -31,7 +31,9 @@ from shoal._core.node_agent.bundle_service import BundleService
 from shoal._core.node_agent.cluster_view import ClusterView
 from shoal._core.node_agent.lease_records import Lease
 from shoal._core.node_agent.leases import Leases
-from shoal._core.node_agent.peers import Connect, Departure, Hooks, Launcher, LeasedWorker, Peer, Process, Store
+from shoal._core.node_agent.neighbours import Neighbours
+from shoal._core.node_agent.orphans import Orphans, OwnerStore
+from shoal._core.node_agent.peers import Connect, Departure, Hooks, Launcher, LeasedWorker, Peer, Process
 from shoal._core.node_agent.pool import WorkerDemand, WorkerPool
 from shoal._core.node_agent.resource_reports import ResourceReports
 from shoal._core.node_agent.waiting import LeaseRequest
@@ -66,7 +68,7 @@ class NodeAgent:
         self,
         loop: asyncio.AbstractEventLoop,
         node: NodeRecord,
-        store: Store,
+        store: OwnerStore,
         launcher: Launcher,
         settings: Settings,
         session_dir: str,
@@ -99,6 +101,8 @@ class NodeAgent:
         )
         self.adopted = AdoptedObjects(loop, self.address, store, settings.adoption_grace_s, connect, lambda: self._processes.keys())
         self.reports = ResourceReports(loop, node, self.leases)
+        #: What lies here of other nodes' owners, and the other way round; None: there are no other nodes.
+        self.orphans: Orphans | None = None
         self.actors = ActorService(self)
         self.bundles = BundleService(self)
         #: Registered workers and drivers by worker id, and by the number that stands for them as owners.
@@ -161,6 +165,8 @@ class NodeAgent:
         self.reports.close()
         for worker_id in list(self.pool.workers):
             self._launcher.kill(worker_id)
+        if self.orphans is not None:
+            self.orphans.close()
         await self.adopted.close()
 
     def accept(self, connection: Peer) -> None:
@@ -168,10 +174,18 @@ class NodeAgent:
         connection.on_message = self._on_message
         connection.on_close = self._on_close
 
-    def open_to_others(self, endpoint: str, handlers: dict[type, Callable[[Peer, Any], None]]) -> None:
-        """Other nodes reach this one at ``endpoint``; ``handlers`` serve our processes that want to reach them. Before any accept."""
+    def open_to_others(self, endpoint: str, neighbours: Neighbours, handlers: dict[type, Callable[[Peer, Any], None]]) -> None:
+        """Other nodes reach this one at ``endpoint``, it reaches them by ``neighbours``, and its processes by ``handlers``.
+
+        Before any accept.
+        """
         self.node.endpoint = self._welcome.endpoint = endpoint
-        self._handlers |= handlers
+        adopted = self.adopted
+        self.orphans = orphans = Orphans(
+            self.loop, self.address, self._store, adopted, neighbours, self.view.get, self._processes.keys, self.settings.adoption_grace_s
+        )
+        adopted.free_elsewhere, adopted.awaits = neighbours.free_primaries, orphans.awaits
+        self._handlers |= handlers | orphans.handlers()
 
     def connection_of(self, worker_id: bytes) -> Peer | None:
         """Return the connection of a process of this node."""
@@ -256,7 +270,7 @@ class NodeAgent:
             self.control.send(wire.WorkerDied(worker_id, 0, cause))
         if process is not None:
             self._forget(process)
-        self.adopted.owner_killed(worker_id)
+        self._owner_ended(worker_id)
         self._perform_pool(replacements)
         self.reschedule()
 
@@ -269,12 +283,20 @@ class NodeAgent:
         elif self._store.handle(connection, message):
             if type(message) is wire.SealObject:
                 self.adopted.sealed(message.object_id)
+                if self.orphans is not None:
+                    self.orphans.sealed(message.object_id)
         else:
             log.warning("The node agent got a %s, which it does not serve.", type(message).__name__)
             if (rid := getattr(message, "rid", None)) is not None:
                 connection.fail(rid, "RuntimeError", f"The node agent does not serve {type(message).__name__}.")
         if self.settings.debug:
             self.check()
+
+    def _owner_ended(self, worker_id: bytes) -> None:
+        """A process of this node has ended; what it has left in stores may have holders."""
+        self.adopted.owner_killed(worker_id)
+        if self.orphans is not None:
+            self.orphans.owner_ended(worker_id)
 
     def _on_close(self, connection: Peer) -> None:
         self._store.disconnected(connection)
@@ -286,7 +308,7 @@ class NodeAgent:
         if process.is_driver:
             if any(process.job_id):
                 self._end_job(process.job_id, Cause("job_finished", "Its driver has ended."))
-            self.adopted.owner_killed(process.address.worker_id)
+            self._owner_ended(process.address.worker_id)
             if self.control is not None:
                 cause = Cause("job_finished", "Its driver has ended.", pid=process.pid, node_id=self.node.node_id)
                 self.control.send(wire.WorkerDied(process.address.worker_id, 0, cause))
@@ -460,6 +482,8 @@ class NodeAgent:
         dead = self.view.update(records)
         if dead:
             self._tell_of_deaths(dead)
+            if self.orphans is not None:
+                self.orphans.nodes_died(dead)
         # Their connections may stand for long: nobody tells the kernel of a machine that it has vanished.
         for process in [one for one in self._owners.values() if one.address.node_id in dead]:
             process.connection.close()
@@ -715,6 +739,8 @@ class NodeAgent:
         self._timer = self.loop.call_later(TICK_S, self._tick)
         self._perform_pool(self.pool.tick(self.loop.time()))
         self.adopted.tick()
+        if self.orphans is not None:
+            self.orphans.tick()
         if self.leases.waiting:
             self.perform_leases(self.leases.tick(self.loop.time()))
             self.reschedule()

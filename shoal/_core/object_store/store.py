@@ -293,6 +293,10 @@ class ObjectStore:
         """Return the sealed objects whose primary copies are here, and their owners. O(objects)."""
         return [(object_id, entry.owner) for owned in self._residence.by_owner.values() for object_id, entry in owned.items()]
 
+    def owners(self) -> list[tuple[Address, bytes]]:
+        """Return (owner, one of its objects) for all owners of primary copies here. O(owners)."""
+        return [(next(iter(owned.values())).owner, next(iter(owned))) for owned in self._residence.by_owner.values()]
+
     def objects_of(self, worker_id: bytes) -> list[StoredObject]:
         """Return the sealed objects whose owner is this process."""
         owned = self._residence.by_owner.get(worker_id, {}).values()

@@ -192,7 +192,6 @@ class HeadParts:
         self._serving = serving = Serving(self._loop, store, inside, arena, pulling, self._trust)
         store.puller = pulling
         self._neighbours = neighbours = Neighbours(self._loop, agent.view.get, self._peers.connect)
-        agent.adopted.free_elsewhere = neighbours.free_primaries
         store.on_freed = lambda object_ids: neighbours.free_copies(serving.copies_of(object_ids))
 
         def route(target: bytes, sock: socket.socket) -> bool:
@@ -203,7 +202,7 @@ class HeadParts:
         listener = await self._transport.listen(self._options.listen, agent.accept, route=route)
         self._listeners.append(listener)
         handlers = {**dialling.handlers(), **moving.handlers(), **drain.handlers()}
-        agent.open_to_others(announced(listener.address, self._options.node_ip), handlers)
+        agent.open_to_others(announced(listener.address, self._options.node_ip), neighbours, handlers)
 
     async def _reach(self, address: Address) -> Connection:
         """Connect to a process, on whatever node."""

@@ -485,6 +485,28 @@ class ObjectsMoved(Message, tag=167):
     objects: list[tuple[bytes, int]]
 
 
+class WatchOwner(Message, tag=168):
+    """To the agent of the owner's node: objects of this process lie on ``node_id``; ask for them when it has ended."""
+
+    rid: int
+    owner: bytes
+    node_id: bytes
+    #: What the ids of its objects have in common.
+    maker: bytes
+
+
+class ListOwned(Message, tag=169):
+    """Which primary copies of this owner, which has ended, lie with you?"""
+
+    rid: int
+    owner: bytes
+
+
+class OwnedList(Message, tag=170):
+    rid: int
+    objects: list[PrimaryCopy]
+
+
 class OwnedObject(msgspec.Struct, array_like=True, gc=False):
     object_id: bytes
     value: Value
@@ -1133,7 +1155,7 @@ AnyMessage = (
     | RegisterJob | JobRegistered | GetJob | JobInfo | JobFinished | PutFunction | GetFunction | FunctionBlob
     | KvPut | KvGet | KvValue | KvDelete | KvKeys | KvKeyList
     | RegisterNode | NodeResources | ListNodes | NodeList | ReportResources | DrainNode | Drain | NodeDrained
-    | TakeOver | TakenOver | ObjectsMoved
+    | TakeOver | TakenOver | ObjectsMoved | WatchOwner | ListOwned | OwnedList
     | CreateActor | SubscribeActor | UnsubscribeActor | ActorUpdate | KillActor | ActorOutOfScope | GetNamedActor | NamedActor
     | ListNamedActors | NamedActorList | StartActor | BecomeActor | ActorStarted | ActorWorkerDied | StopActor | CancelActorStart | GetActor
     | CreatePlacementGroup | RemovePlacementGroup | WaitPlacementGroup | GetPlacementGroup | ListPlacementGroups | PlacementGroupList
@@ -1142,7 +1164,7 @@ AnyMessage = (
 
 #: Messages that answer a request of the receiver's. All other messages with a ``rid`` ask something.
 REPLY_TYPES: frozenset[type[Message]] = frozenset({
-    Ack, Failed, CertificateIssued, Registered, LeaseGranted, LeaseSpilled, SocketReady, TakenOver,
+    Ack, Failed, CertificateIssued, Registered, LeaseGranted, LeaseSpilled, SocketReady, TakenOver, OwnedList,
     ObjectCreated, ObjectsPinned, ObjectValue, JobRegistered, JobInfo, FunctionBlob, KvValue,
     KvKeyList, NodeList, NamedActor, NamedActorList, ActorStarted, PlacementGroupList,
 })  # fmt: skip

@@ -52,7 +52,7 @@ PINNED_TOGETHER = 64
 ARGUMENT, AHEAD = 1, 2
 #: Seconds until the word that an object has moved is looked at again, which came before the object itself.
 EARLY_S = 0.02
-#: Seconds after the end of a borrower until its registrations are dropped.
+#: Seconds after the end of a borrower until its registrations are dropped, where there is one node agent only.
 TAKE_OVER_S = 0.25
 
 
@@ -193,8 +193,10 @@ class Objects:
         for message in undelivered:
             if isinstance(message, RemoveBorrower):
                 self.core.owner_channel(self._successor(address)).send(message)
-        # Not at once: if it was killed, the node agent takes over what it had stored, and registers for the references inside of that.
-        self.core.loop.call_later(TAKE_OVER_S, self._borrower_gone, address.worker_id)
+        # Not at once: if it was killed, its node agent takes over what it had stored, and registers for the references inside of that.
+        # What it had stored on another node takes two trips between agents, which may be busy: a process alone needs milliseconds.
+        delay_s = self.core.settings.adoption_grace_s if self.core.has_other_nodes else TAKE_OVER_S
+        self.core.loop.call_later(delay_s, self._borrower_gone, address.worker_id)
 
     def _borrower_gone(self, worker_id: bytes) -> None:
         if not self.core.closing:

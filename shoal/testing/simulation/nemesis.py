@@ -61,8 +61,9 @@ class Nemesis:
                 network.delay(a, b, 0.0, fault.longest_s)
                 self._later(fault.for_s, lambda: network.end_delay(a, b))
             case KillControlStore():
-                cluster.control.kill()
-                self._later(fault.for_s, cluster.control.start)
+                if not cluster.control.dead:
+                    cluster.control.kill()
+                    self._later(fault.for_s, cluster.control.start)
             case JumpClock():
                 cluster.world.clock_error_s += fault.by_s
             case FullDisk():

@@ -85,9 +85,9 @@ class SimulatedNode:
         #: The node was declared dead.
         self.on_declared_dead: Callable[[], object] = lambda: None
         if not is_alone:
-            self._move_objects()
+            neighbours = self._move_objects()
             self._dialling = SimulatedDialling(self.loop, world.network, endpoint, self.agent.view)
-            self.agent.open_to_others(f"tcp:{self.name}", self._dialling.handlers())
+            self.agent.open_to_others(f"tcp:{self.name}", neighbours, self._dialling.handlers())
 
     async def _reach(self, address: Address) -> Connection:
         """Connect to a process, on whatever node: the agent of a node opens the way itself."""
@@ -96,7 +96,7 @@ class SimulatedNode:
         way = MemoryTransport(self.world.network, self._transport.name)
         return await self._peers.connect(address.address, partial(way.connect, address.address))
 
-    def _move_objects(self) -> None:
+    def _move_objects(self) -> Neighbours:
         """Do as a head does that has other nodes."""
         store, trust = self.object_store, Trust(Tokens(b""), "")
         inside = inside_client(self.loop, store, self.arena, "other nodes")
@@ -104,8 +104,8 @@ class SimulatedNode:
         self.serving = serving = Serving(self.loop, store, inside, self.arena, pulling, trust)
         self._neighbours = neighbours = Neighbours(self.loop, self.agent.view.get, self._peers.connect)
         store.puller = pulling
-        self.agent.adopted.free_elsewhere = neighbours.free_primaries
         store.on_freed = lambda object_ids: neighbours.free_copies(serving.copies_of(object_ids))
+        return neighbours
 
     async def _way_to(self, node_id: bytes) -> Any:
         """Connect to the DATA side of a node."""
@@ -195,8 +195,7 @@ class SimulatedNode:
 
     def _is_left_over(self, entry: Entry) -> bool:
         if not entry.is_copy:
-            # What a killed process had stored here and nobody borrows stays if it was of another node: nobody tells this one. Open.
-            return entry.owner.node_id == self.node_id or entry.owner.worker_id not in self.world.killed
+            return True
         # A copy goes with its primary; one whose primary's node has died is a cache that goes when room is needed.
         primary = self._find(entry.owner.node_id)
         return primary is not None and not primary.object_store.contains(entry.object_id)
