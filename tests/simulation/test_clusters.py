@@ -5,7 +5,11 @@ python -m shoal.testing.simulation SEED --nodes 5 --faults      runs one of them
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import get_args
 from unittest import mock
 
@@ -14,6 +18,7 @@ import pytest
 from shoal._core.node_agent.cluster_view import ClusterView
 from shoal._core.object_store.store import ObjectStore
 from shoal.testing.simulation.campaign import Mode, run_seeds, shrink
+from shoal.testing.simulation.cluster import make_directory
 from shoal.testing.simulation.faults import Fault, FullDisk
 from shoal.testing.simulation.generation import generate
 from shoal.testing.simulation.programs import show_program, smaller_programs
@@ -66,6 +71,15 @@ def test_the_same_seed_gives_the_same_cluster():
 def test_a_failing_program_loses_its_faults_first():
     program = next(program for seed in range(50) if len((program := generate(seed, 5, True)).faults) > 1)
     assert len(next(smaller_programs(program)).faults) == len(program.faults) - 1
+
+
+def test_directories_of_simulations_that_were_killed_are_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for pid in (dead.pid, os.getpid()):
+        (tmp_path / f"shoal-sim-{pid}-x" / "node").mkdir(parents=True)
+    mine = Path(make_directory(tmp_path))
+    assert sorted(tmp_path.iterdir()) == sorted([mine, tmp_path / f"shoal-sim-{os.getpid()}-x"])
 
 
 # --- the simulation can fail: each of these bugs is found within a few programs ---------------------------

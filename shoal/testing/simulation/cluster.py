@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from shoal._base import runtime as holder
+from shoal._base.processes import is_running
 from shoal._base.settings import Settings
 from shoal._core.scheduling.resources import UNIT
 from shoal._core.transport.memory import MemoryNetwork, MemoryTransport
@@ -41,6 +44,11 @@ from shoal.testing.virtual_loop import VirtualLoop
 HANG_S = 120.0
 #: Virtual seconds in which everything that was dropped must be gone: longer than any grace of the settings.
 DRAIN_S = 30.0
+
+
+#: Where the directories of simulations are.
+_PLACE = Path("/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir())
+_PREFIX = "shoal-sim-"
 
 
 class Hang(AssertionError):
@@ -72,7 +80,7 @@ class SimulatedCluster:
     def __enter__(self) -> Self:
         stack = self._stack
         stack.enter_context(replaced_system(self.loop, self.network))
-        directory = self.world.directory = tempfile.mkdtemp(prefix="shoal-sim-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+        directory = self.world.directory = make_directory(_PLACE)
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         stack.callback(self.loop.close)
         self.loop.set_exception_handler(self._unhandled)
@@ -277,6 +285,21 @@ class SimulatedCluster:
             lines.append(f"{node.name}: leases {leases.leases} waiting {list(leases.waiting)} workers {node.agent.pool.statistics()}")
         lines += self.world.errors
         return "\n".join(lines)
+
+
+def make_directory(place: Path) -> str:
+    """Make a directory that names this process."""
+    sweep(place)
+    return tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=place)
+
+
+@functools.cache
+def sweep(place: Path) -> None:
+    """Remove the directories of processes that were killed; once per process."""
+    for left in place.glob(f"{_PREFIX}*-*"):
+        pid = left.name[len(_PREFIX) :].partition("-")[0]
+        if pid.isdecimal() and not is_running(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)  # it may be another user's
 
 
 class _Collector(logging.Handler):
