@@ -371,3 +371,50 @@ def test_what_an_owner_of_a_dead_node_had_on_another_is_freed():
             shoal.get(held[0])
 
     run(program, nodes=3)
+
+
+def test_what_an_owner_has_handed_over_lives_as_long_as_its_holder_on_another_node():
+    def program(cluster):
+        actor = Maker.options(**at(cluster, 1)).remote()
+        [held] = shoal.get(actor.put.remote("handed over"))
+        del actor
+        pause(UNTIL_IDLE_WORKERS_LEAVE_S)
+        assert shoal.get(held) == "handed over"
+
+    run(program, nodes=3, seeds=range(6))
+
+
+def test_an_actor_lives_and_ends_with_an_object_that_has_its_handle_inside():
+    @shoal.remote
+    def return_it(held):
+        return held
+
+    @shoal.remote
+    def lend_inside():
+        return [return_it.remote([Maker.remote()])]
+
+    def program(_cluster):
+        [box] = shoal.get(lend_inside.remote())
+        pause(UNTIL_IDLE_WORKERS_LEAVE_S)
+        [actor] = shoal.get(box)
+        assert shoal.get(actor.look.remote(1)) == "int"
+
+    run(program, seeds=range(6))
+
+
+def test_an_adopted_object_whose_node_dies_is_found_where_it_was_read():
+    @shoal.remote
+    def length(held):
+        return len(shoal.get(held[0]))
+
+    def program(cluster):
+        owner, held = own_elsewhere(cluster)
+        shoal.kill(owner)
+        pause(0.5)
+        assert shoal.get(length.options(**at(cluster, 0)).remote(held)) == len(LARGE)  # a copy is on this node now
+        cluster.loop.call_soon(cluster.nodes[2].kill)
+        pause(1.0)
+        assert shoal.get(held[0]) == LARGE
+        assert shoal.get(length.options(**at(cluster, 1)).remote(held)) == len(LARGE)
+
+    run(program, nodes=3)

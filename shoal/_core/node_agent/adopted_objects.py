@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from shoal._core.wire.messages import (
     ObjectRefInfo,
     ObjectValue,
     PinForever,
+    PromoteCopy,
     RemoveBorrower,
     ReportLost,
     Value,
@@ -64,13 +65,21 @@ class AdoptedObjects:
         self._late: dict[bytes, list[tuple[Peer, Any]]] = {}
         #: Frees objects whose primary copy is on another node.
         self.free_elsewhere: Callable[[bytes, list[bytes]], None] = _nowhere
+        #: Processes of other nodes: calls ``borrower_ended`` when one has ended; those of which it will.
+        self.watch: Callable[[Address], None] = _unwatched
+        self.watched: Callable[[], Collection[bytes]] = tuple
+        #: Has another node make its copy the primary one; False if it has none.
+        self.promote_elsewhere: Callable[[bytes, PromoteCopy], Awaitable[bool]] = _nobody
         #: Whether an object may be one that lies on another node, whose owner of this node has just ended.
         self.awaits: Callable[[bytes], bool] = _never
         #: Requests in progress; joined (cancelled) by ``close``.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def adopt(self, connection: Peer, message: AdoptObjects) -> None:
-        self.state.adopt(message.objects, self._connected(), self._loop.time())
+        for one in message.objects:
+            for borrower, _ in one.borrowers:
+                self.watch(borrower)
+        self.state.adopt(message.objects, self._living(), self._loop.time())
         connection.send(Ack(message.rid))
 
     def owner_killed(self, worker_id: bytes) -> None:
@@ -116,17 +125,31 @@ class AdoptedObjects:
         elif kind is RemoveBorrower:
             self._free(self.state.remove_borrower(message.object_id, message.borrower.worker_id, message.count))
         elif kind is ReportLost:
-            self.state.report_lost(message.object_id)
+            adopted = self.state.lost(message.object_id, message.node_id)
+            if adopted is not None:
+                self._look_for_copy(adopted)
         elif kind is PinForever:
             self.state.pin_forever(message.object_id)
         else:
             raise TypeError(f"not a borrower's message: {kind.__name__}")
 
+    def nodes_died(self, node_ids: Collection[bytes]) -> None:
+        """Primary copies that were there are lost; others may have copies."""
+        for adopted in self.state.lying_on(node_ids):
+            self._look_for_copy(adopted)
+
+    def borrower_ended(self, worker_id: bytes) -> None:
+        """Drop what the process had borrowed; not before that of its objects which held it is adopted, here or elsewhere."""
+        self._loop.call_later(self._grace_s, self.borrower_lost, worker_id)
+
     def borrower_lost(self, worker_id: bytes) -> None:
         self._free(self.state.borrower_lost(worker_id))
 
     def tick(self) -> None:
-        self._free(self.state.tick(self._loop.time(), self._connected()))
+        self._free(self.state.tick(self._loop.time(), self._living()))
+
+    def _living(self) -> set[bytes]:
+        return {*self._connected(), *self.watched()}
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -143,7 +166,9 @@ class AdoptedObjects:
                 "held it any more. Compute it again, or keep its owner alive.",
             )
         elif isinstance(message, AddBorrower):
+            adopted.readers[message.borrower.node_id] = None
             if not self._is_gone(message.borrower):
+                self.watch(message.borrower)
                 self.state.add_borrower(message.object_id, message.borrower.worker_id, message.count, full=message.full)
             connection.send(Ack(message.rid))
         elif adopted.lost:
@@ -152,21 +177,50 @@ class AdoptedObjects:
                 "ObjectLostError",
                 f"Object {message.object_id.hex()} is lost from the object store, and its owner, who could compute it again, has died.",
             )
-        elif adopted.value.refs:
-            self._spawn(self._hand_out(connection, message, adopted))
         else:
-            connection.send(ObjectValue(message.rid, adopted.value))
+            adopted.readers[message.borrower.node_id] = None
+            if adopted.value.refs:
+                self._spawn(self._hand_out(connection, message, adopted))
+            else:
+                connection.send(ObjectValue(message.rid, adopted.value))
 
     def _is_gone(self, borrower: Address) -> bool:
         """Whether the process was here and has ended: somebody registers it without knowing that, and nobody would unregister it."""
         return borrower.node_id == self._me.node_id and borrower != self._me and borrower.worker_id not in self._connected()
+
+    def _look_for_copy(self, adopted: AdoptedObject) -> None:
+        """Its primary copy is lost. What borrowers say of it waits until another one is found, or none."""
+        if adopted.object_id not in self._late:
+            self._late[adopted.object_id] = []
+            self._spawn(self._promote(adopted))
+
+    async def _promote(self, adopted: AdoptedObject) -> None:
+        """Ask the nodes of its readers one after the other whether they have a complete copy, this one first."""
+        object_id, refs, lost = adopted.object_id, adopted.value.refs, adopted.value.node_id
+        found = b""
+        for node_id in dict.fromkeys((self._me.node_id, *reversed(adopted.readers))):
+            if node_id == lost:
+                continue
+            if node_id == self._me.node_id:
+                is_there = self._store.promote(object_id, self._me, refs)
+            else:
+                is_there = await self.promote_elsewhere(node_id, PromoteCopy(0, object_id, self._me, refs))
+            if is_there:
+                found = node_id
+                break
+        if not self.state.found(adopted, found) and found:  # freed meanwhile
+            self._free_stored(found, [object_id])
+        self._serve_all(self._late.pop(object_id))
 
     async def _serve_late(self, object_id: bytes) -> None:
         for _ in range(max(1, round(self._grace_s / LOOK_S))):
             await asyncio.sleep(LOOK_S)
             if not self._may_be_adopted(object_id):
                 break
-        for connection, message in self._late.pop(object_id):
+        self._serve_all(self._late.pop(object_id))
+
+    def _serve_all(self, messages: list[tuple[Peer, Any]]) -> None:
+        for connection, message in messages:
             if not connection.closed:  # or what it registers would never be given back
                 self._serve(connection, message)
 
@@ -191,7 +245,7 @@ class AdoptedObjects:
 
     async def _register(self, inner: ObjectRefInfo, borrower: Address) -> Address:
         """Return who has counted it."""
-        if self.state.add_borrower(inner.object_id, borrower.worker_id, 1, full=False):
+        if self._add_borrower(inner.object_id, borrower):
             return self._me
         if self._connect is None:
             return inner.owner
@@ -200,10 +254,16 @@ class AdoptedObjects:
             await owner.request(AddBorrower(0, inner.object_id, borrower))
         except Exception as error:  # whatever is wrong with that owner, the reader will hear it when it reads the inner reference
             # Unless it has left, and handed the object over just now.
-            if self.state.add_borrower(inner.object_id, borrower.worker_id, 1, full=False):
+            if self._add_borrower(inner.object_id, borrower):
                 return self._me
             log.debug("Registering %s with its owner failed: %r", inner.object_id.hex(), error)
         return inner.owner
+
+    def _add_borrower(self, object_id: bytes, borrower: Address) -> bool:
+        if not self.state.add_borrower(object_id, borrower.worker_id, 1, full=False):
+            return False
+        self.watch(borrower)
+        return True
 
     def _free(self, freed: Iterable[AdoptedObject]) -> None:
         stored: dict[bytes, list[bytes]] = {}
@@ -215,10 +275,13 @@ class AdoptedObjects:
             if adopted.registered:
                 work += self._unregister_inside(adopted)
         for node_id, object_ids in stored.items():
-            if node_id == self._me.node_id:
-                self._store.free(object_ids)
-            else:
-                self.free_elsewhere(node_id, object_ids)
+            self._free_stored(node_id, object_ids)
+
+    def _free_stored(self, node_id: bytes, object_ids: list[bytes]) -> None:
+        if node_id == self._me.node_id:
+            self._store.free(object_ids)
+        else:
+            self.free_elsewhere(node_id, object_ids)
 
     def _unregister_inside(self, adopted: AdoptedObject) -> list[AdoptedObject]:
         """Give back what was registered for the references inside; return what is free now."""
@@ -245,6 +308,15 @@ class AdoptedObjects:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _unwatched(process: Address) -> None:
+    """There are no other nodes."""
+
+
+async def _nobody(node_id: bytes, message: PromoteCopy) -> bool:
+    """There are no other nodes."""
+    return False
 
 
 def _never(object_id: bytes) -> bool:

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from shoal._core.node_agent.peers import Peer
-from shoal._core.wire.messages import FreeObjects, Message, NodeRecord
+from shoal._core.transport.errors import RequestFailed
+from shoal._core.wire.messages import FreeObjects, Message, NodeRecord, PromoteCopy
 
 log = logging.getLogger("shoal.node_agent")
 
@@ -44,6 +45,14 @@ class Neighbours:
         task = self._loop.create_task(self._tell(node_id, message))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
+
+    async def promote(self, node_id: bytes, message: PromoteCopy) -> bool:
+        """Have a node make its copy the primary one; False: it has none, or cannot be reached."""
+        try:
+            await self.ask(node_id, message)
+        except (OSError, RequestFailed):
+            return False
+        return True
 
     def free_copies(self, copies: Mapping[bytes, list[bytes]]) -> None:
         """Objects are gone here: the nodes (keys) may drop their copies."""

@@ -32,9 +32,9 @@ from shoal._core.node_agent.cluster_view import ClusterView
 from shoal._core.node_agent.lease_records import Lease
 from shoal._core.node_agent.leases import Leases
 from shoal._core.node_agent.neighbours import Neighbours
-from shoal._core.node_agent.orphans import Orphans, OwnerStore
 from shoal._core.node_agent.peers import Connect, Departure, Hooks, Launcher, LeasedWorker, Peer, Process
 from shoal._core.node_agent.pool import WorkerDemand, WorkerPool
+from shoal._core.node_agent.remote_processes import OwnerStore, RemoteProcesses
 from shoal._core.node_agent.resource_reports import ResourceReports
 from shoal._core.node_agent.waiting import LeaseRequest
 from shoal._core.scheduling import strategies
@@ -101,8 +101,8 @@ class NodeAgent:
         )
         self.adopted = AdoptedObjects(loop, self.address, store, settings.adoption_grace_s, connect, lambda: self._processes.keys())
         self.reports = ResourceReports(loop, node, self.leases)
-        #: What lies here of other nodes' owners, and the other way round; None: there are no other nodes.
-        self.orphans: Orphans | None = None
+        #: None: there are no other nodes.
+        self.remote: RemoteProcesses | None = None
         self.actors = ActorService(self)
         self.bundles = BundleService(self)
         #: Registered workers and drivers by worker id, and by the number that stands for them as owners.
@@ -165,8 +165,8 @@ class NodeAgent:
         self.reports.close()
         for worker_id in list(self.pool.workers):
             self._launcher.kill(worker_id)
-        if self.orphans is not None:
-            self.orphans.close()
+        if self.remote is not None:
+            self.remote.close()
         await self.adopted.close()
 
     def accept(self, connection: Peer) -> None:
@@ -181,11 +181,12 @@ class NodeAgent:
         """
         self.node.endpoint = self._welcome.endpoint = endpoint
         adopted = self.adopted
-        self.orphans = orphans = Orphans(
+        self.remote = remote = RemoteProcesses(
             self.loop, self.address, self._store, adopted, neighbours, self.view.get, self._processes.keys, self.settings.adoption_grace_s
         )
-        adopted.free_elsewhere, adopted.awaits = neighbours.free_primaries, orphans.awaits
-        self._handlers |= handlers | orphans.handlers()
+        adopted.free_elsewhere, adopted.promote_elsewhere = neighbours.free_primaries, neighbours.promote
+        adopted.watch, adopted.watched, adopted.awaits = remote.watch, remote.watched, remote.awaits
+        self._handlers |= handlers | remote.handlers()
 
     def connection_of(self, worker_id: bytes) -> Peer | None:
         """Return the connection of a process of this node."""
@@ -283,8 +284,8 @@ class NodeAgent:
         elif self._store.handle(connection, message):
             if type(message) is wire.SealObject:
                 self.adopted.sealed(message.object_id)
-                if self.orphans is not None:
-                    self.orphans.sealed(message.object_id)
+                if self.remote is not None:
+                    self.remote.sealed(message.object_id)
         else:
             log.warning("The node agent got a %s, which it does not serve.", type(message).__name__)
             if (rid := getattr(message, "rid", None)) is not None:
@@ -295,8 +296,8 @@ class NodeAgent:
     def _owner_ended(self, worker_id: bytes) -> None:
         """A process of this node has ended; what it has left in stores may have holders."""
         self.adopted.owner_killed(worker_id)
-        if self.orphans is not None:
-            self.orphans.owner_ended(worker_id)
+        if self.remote is not None:
+            self.remote.ended(worker_id)
 
     def _on_close(self, connection: Peer) -> None:
         self._store.disconnected(connection)
@@ -304,7 +305,6 @@ class NodeAgent:
         if not isinstance(process, Process) or self._closed:
             return
         self._forget(process)
-        self.adopted.borrower_lost(process.address.worker_id)  # its last words may have come after its exit status
         if process.is_driver:
             if any(process.job_id):
                 self._end_job(process.job_id, Cause("job_finished", "Its driver has ended."))
@@ -482,8 +482,9 @@ class NodeAgent:
         dead = self.view.update(records)
         if dead:
             self._tell_of_deaths(dead)
-            if self.orphans is not None:
-                self.orphans.nodes_died(dead)
+            self.adopted.nodes_died(dead)
+            if self.remote is not None:
+                self.remote.nodes_died(dead)
         # Their connections may stand for long: nobody tells the kernel of a machine that it has vanished.
         for process in [one for one in self._owners.values() if one.address.node_id in dead]:
             process.connection.close()
@@ -700,7 +701,8 @@ class NodeAgent:
                 self._take_back(lease)
             else:
                 self.withdraw_lease(lease.lease_id, Cause("owner_died", "The process that used this worker has ended."))
-        self.adopted.borrower_lost(process.address.worker_id)
+        if not process.is_foreign:
+            self.adopted.borrower_ended(process.address.worker_id)
 
     def _end_job(self, job_id: bytes, cause: Cause) -> None:
         """Kill the job's workers, but for detached actors and what works for them."""
@@ -739,8 +741,8 @@ class NodeAgent:
         self._timer = self.loop.call_later(TICK_S, self._tick)
         self._perform_pool(self.pool.tick(self.loop.time()))
         self.adopted.tick()
-        if self.orphans is not None:
-            self.orphans.tick()
+        if self.remote is not None:
+            self.remote.tick()
         if self.leases.waiting:
             self.perform_leases(self.leases.tick(self.loop.time()))
             self.reschedule()

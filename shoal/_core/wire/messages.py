@@ -485,18 +485,18 @@ class ObjectsMoved(Message, tag=167):
     objects: list[tuple[bytes, int]]
 
 
-class WatchOwner(Message, tag=168):
-    """To the agent of the owner's node: objects of this process lie on ``node_id``; ask for them when it has ended."""
+class WatchProcess(Message, tag=168):
+    """To the agent of a process's node: ``node_id`` has objects of it, or lends it adopted ones; send ListOwned when it has ended."""
 
     rid: int
-    owner: bytes
+    process: bytes
     node_id: bytes
-    #: What the ids of its objects have in common.
+    #: What the ids of its objects have in common; b"" if none lies there.
     maker: bytes
 
 
 class ListOwned(Message, tag=169):
-    """Which primary copies of this owner, which has ended, lie with you?"""
+    """This process has ended. Which primary copies of it lie with you?"""
 
     rid: int
     owner: bytes
@@ -1155,7 +1155,7 @@ AnyMessage = (
     | RegisterJob | JobRegistered | GetJob | JobInfo | JobFinished | PutFunction | GetFunction | FunctionBlob
     | KvPut | KvGet | KvValue | KvDelete | KvKeys | KvKeyList
     | RegisterNode | NodeResources | ListNodes | NodeList | ReportResources | DrainNode | Drain | NodeDrained
-    | TakeOver | TakenOver | ObjectsMoved | WatchOwner | ListOwned | OwnedList
+    | TakeOver | TakenOver | ObjectsMoved | WatchProcess | ListOwned | OwnedList
     | CreateActor | SubscribeActor | UnsubscribeActor | ActorUpdate | KillActor | ActorOutOfScope | GetNamedActor | NamedActor
     | ListNamedActors | NamedActorList | StartActor | BecomeActor | ActorStarted | ActorWorkerDied | StopActor | CancelActorStart | GetActor
     | CreatePlacementGroup | RemovePlacementGroup | WaitPlacementGroup | GetPlacementGroup | ListPlacementGroups | PlacementGroupList

@@ -1,11 +1,11 @@
-"""Objects whose owners live on other nodes, and what becomes of them when such an owner dies.
+"""Processes of other nodes on which something here depends: owners of objects that lie here, borrowers of objects that were adopted here.
 
-    node of the object   ──WatchOwner(owner)──▶ agent of the owner's node         when the first object of that owner lies here
-                         ◀──ListOwned(owner)──  the owner has ended: it adopts the objects where they lie (``adopted_objects.py``)
-    the owner's node has died: nobody is left to ask, and the objects are adopted here
+    this node   ──WatchProcess──▶ agent of its node      at the first such object
+                ◀──ListOwned────  it has ended           its agent adopts what it owned, where it lies; what it borrowed is given back
+    its node has died: nobody is left to ask, and what it owned is adopted here
 
 What an owner that leaves in good order has handed over is adopted already; what it did not hand over nobody holds, and the adoption ends
-with its grace.
+with its grace. A process whose connection is lost has not ended for that.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from shoal._core.node_agent.adopted_objects import AdoptedObjects
 from shoal._core.node_agent.neighbours import Neighbours
 from shoal._core.node_agent.peers import Peer, Store
 from shoal._core.transport.errors import RequestFailed
-from shoal._core.wire.messages import Ack, Address, ListOwned, Message, NodeRecord, OwnedList, PrimaryCopy, WatchOwner
+from shoal._core.wire.messages import Ack, Address, ListOwned, Message, NodeRecord, OwnedList, PrimaryCopy, WatchProcess
 
 log = logging.getLogger("shoal.node_agent")
 
@@ -35,8 +35,8 @@ class OwnerStore(Store, Protocol):
         """(owner, one of its objects), for all owners of primary copies here."""
 
 
-class Orphans:
-    """One node's part in it, as the one where the objects lie, and as the owners'. Used on the loop.
+class RemoteProcesses:
+    """One node's part in it, as the one that depends on them, and as the one where they live. Used on the loop.
 
     Args:
         me: the node agent's address.
@@ -64,90 +64,105 @@ class Orphans:
         self._node = node
         self._connected = connected
         self._grace_s = grace_s
-        #: Owners of objects here whose agents know that, until none of their objects is here.
-        self._told: set[bytes] = set()
-        #: Those of them that have ended: of whatever they own from now on word is sent again.
+        #: Those whose end will be told, and agents of other nodes, by their ids; and those of them of whose objects their agents know.
+        self._watched: dict[bytes, Address] = {}
+        self._known_owners: set[bytes] = set()
+        #: Those that have ended, as long as objects of theirs are here.
         self._ended: set[bytes] = set()
-        #: Owners on nodes that are not known here -> since when.
-        self._unknown: dict[bytes, float] = {}
-        #: Owners of this node -> where else objects of theirs lie.
-        self._holders: dict[bytes, set[bytes]] = {}
+        #: Processes of this node -> the nodes that depend on them.
+        self._watchers: dict[bytes, list[bytes]] = {}
         #: What the ids of their objects have in common -> the owner, until all of its objects are adopted.
         self._makers: dict[bytes, bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def handlers(self) -> dict[type[Message], Callable[[Peer, Any], None]]:
-        return {WatchOwner: self._on_watch, ListOwned: self._on_list}
+        return {WatchProcess: self._on_watch, ListOwned: self._on_list}
 
     def close(self) -> None:
         for task in self._tasks:
             task.cancel()
 
-    # --- where the objects lie -----------------------------------------------------------------------------
+    # --- where something depends on them -------------------------------------------------------------------
+
+    def watched(self) -> Collection[bytes]:
+        """Return those that have not ended, as far as is known here."""
+        return self._watched.keys()
+
+    def watch(self, process: Address, object_id: bytes = b"") -> None:
+        """Hear of the end of a process of another node. ``object_id``: it owns this, which lies here."""
+        worker_id = process.worker_id
+        if process.node_id != self._me.node_id and (worker_id not in self._watched or (object_id and worker_id not in self._known_owners)):
+            self._watched[worker_id] = process
+            if object_id:
+                self._known_owners.add(worker_id)
+            if process.worker_id != process.node_id:  # an agent lives as long as its node
+                self._spawn(self._tell(process, maker_of(object_id)))
 
     def sealed(self, object_id: bytes) -> None:
         """An object is stored here."""
         stored = self._store.stored(object_id)
         if stored is not None:
-            owner = stored[0].worker_id
-            if owner not in self._told or owner in self._ended:
-                self._notice(stored[0], object_id)
+            self.watch(stored[0], object_id)
 
     def tick(self) -> None:
         """Look for owners that are new: objects come here by moves and promotions, too."""
         owners = {owner.worker_id: (owner, object_id) for owner, object_id in self._store.owners()}
-        self._told &= owners.keys()
         self._ended &= owners.keys()
-        self._unknown = {worker_id: since for worker_id, since in self._unknown.items() if worker_id in owners}
-        for worker_id in owners.keys() - self._told:
-            self._notice(*owners[worker_id])
+        for worker_id, (owner, object_id) in owners.items():
+            if worker_id not in self._ended:
+                self.watch(owner, object_id)
 
     def nodes_died(self, node_ids: Collection[bytes]) -> None:
-        for owner, _ in list(self._store.owners()):
-            if owner.node_id in node_ids:
-                self._bereaved(owner.worker_id)
-
-    def _notice(self, owner: Address, object_id: bytes) -> None:
-        if owner.node_id == self._me.node_id:
-            return
-        if self._node(owner.node_id) is None:  # dead, or so new that this node has not heard of it
-            if self._loop.time() - self._unknown.setdefault(owner.worker_id, self._loop.time()) >= self._grace_s:
-                self._bereaved(owner.worker_id)
-        elif owner.worker_id != owner.node_id:  # an agent lives as long as its node
-            self._told.add(owner.worker_id)
-            self._spawn(self._tell(owner, maker_of(object_id)))
+        for process in [process for process in self._watched.values() if process.node_id in node_ids]:
+            self._bereaved(process.worker_id)
 
     def _bereaved(self, worker_id: bytes) -> None:
-        self._told.add(worker_id)
-        self._ended.add(worker_id)
         self._adopted.owner_killed(worker_id)
+        self._is_over(worker_id)
 
-    async def _tell(self, owner: Address, maker: bytes) -> None:
-        try:
-            await self._neighbours.ask(owner.node_id, WatchOwner(0, owner.worker_id, self._me.node_id, maker))
-        except (OSError, RequestFailed) as error:
-            log.debug("Node %s does not know that objects of its are here: %s", owner.node_id.hex(), error)
+    def _is_over(self, worker_id: bytes) -> None:
+        self._watched.pop(worker_id, None)
+        self._known_owners.discard(worker_id)
+        self._ended.add(worker_id)
+        self._adopted.borrower_ended(worker_id)
+
+    async def _tell(self, process: Address, maker: bytes) -> None:
+        message = WatchProcess(0, process.worker_id, self._me.node_id, maker)
+        unknown_since = self._loop.time()
+        while process.worker_id in self._watched:
+            if self._node(process.node_id) is not None:
+                unknown_since = self._loop.time()
+                try:
+                    await self._neighbours.ask(process.node_id, message)
+                    return
+                except (OSError, RequestFailed) as error:
+                    log.debug("Node %s does not know that something here depends on it: %s", process.node_id.hex(), error)
+            elif self._loop.time() - unknown_since >= self._grace_s:  # not only so new that this node has not heard of it
+                self._bereaved(process.worker_id)
+                return
             await asyncio.sleep(RETRY_S)
-            self._told.discard(owner.worker_id)
 
     def _on_list(self, connection: Peer, message: ListOwned) -> None:
-        self._ended.add(message.owner)
-        objects = self._store.objects_of(message.owner)
         owner = Address(message.owner, b"", "")
+        objects = self._store.objects_of(message.owner)
         connection.send(OwnedList(message.rid, [PrimaryCopy(object_id, nbytes, owner, refs) for object_id, nbytes, refs in objects]))
+        self._is_over(message.owner)
 
-    # --- where their owners lived --------------------------------------------------------------------------
+    # --- where they live -----------------------------------------------------------------------------------
 
-    def _on_watch(self, connection: Peer, message: WatchOwner) -> None:
+    def _on_watch(self, connection: Peer, message: WatchProcess) -> None:
         connection.send(Ack(message.rid))
-        self._makers[message.maker] = message.owner
-        self._holders.setdefault(message.owner, set()).add(message.node_id)
-        if message.owner not in self._connected():
-            self.owner_ended(message.owner)
+        if message.maker:
+            self._makers[message.maker] = message.process
+        watchers = self._watchers.setdefault(message.process, [])
+        if message.node_id not in watchers:
+            watchers.append(message.node_id)
+        if message.process not in self._connected():
+            self.ended(message.process)
 
-    def owner_ended(self, worker_id: bytes) -> None:
+    def ended(self, worker_id: bytes) -> None:
         """A process of this node has ended: take over what it owned on others."""
-        node_ids = self._holders.pop(worker_id, ())
+        node_ids = self._watchers.pop(worker_id, ())
         if node_ids:
             self._spawn(self._take_over(worker_id, node_ids))
 
@@ -157,7 +172,7 @@ class Orphans:
 
     async def _take_over(self, worker_id: bytes, node_ids: Iterable[bytes]) -> None:
         await asyncio.gather(*(self._take_over_from(node_id, worker_id) for node_id in node_ids))
-        if worker_id not in self._holders:
+        if worker_id not in self._watchers:
             for maker in [maker for maker, owner in self._makers.items() if owner == worker_id]:
                 del self._makers[maker]
 
