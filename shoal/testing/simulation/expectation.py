@@ -9,7 +9,7 @@ Errors are upper bounds, and tight ones: a get may raise only what some fault of
     ActorDiedError, ActorUnavailableError   the actor's process, or its creator's, can be killed, or its constructor can fail
     ObjectReconstructionFailedError, ObjectLostError   the store lost the object, and no task may run again for it
     Boom                    the body raises it
-    NodeDiedError           the same, and nodes are killed
+    NodeDiedError           the same, and nodes are killed, or drained in haste
     TaskUnschedulableError  the task must run on a node that is killed
     TaskPlacementGroupRemoved   the task is to run in a placement group that is removed while results are still read
     any of these            an argument, or something that the body gets and does not catch, may end with it
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shoal.testing.simulation.faults import Fault, KillProcess, ended_nodes
+from shoal.testing.simulation.faults import PATIENT_S, DrainNode, Fault, KillProcess, ended_nodes
 from shoal.testing.simulation.interpretation import FINE, SKIPPED
 from shoal.testing.simulation.programs import (
     Arg,
@@ -169,6 +169,12 @@ class Expectation:
         self.faulty = False
         #: Their stored values go with them.
         self.killed_nodes = set(ended_nodes(faults))
+        #: They leave in good order: what processes on them own goes with them, and the instances of actors that may be restarted elsewhere.
+        self.drained_nodes = {fault.node for fault in faults if isinstance(fault, DrainNode)}
+        self.faulty |= bool(self.drained_nodes)
+        #: Ends of what ran when the deadline of a drain came; it runs again for free, if it may at all.
+        self.evictions = sum(isinstance(fault, DrainNode) and fault.deadline_s < PATIENT_S for fault in faults)
+        self.deaths |= bool(self.evictions)
         if kills := len(ended_nodes(faults)) + sum(isinstance(fault, KillProcess) for fault in faults):
             self.kills = kills
             self.deaths = self.faulty = True
@@ -333,11 +339,13 @@ class Expectation:
         errors = frozenset[str]()
         if one.run is not None:
             errors |= self._run_errors(one.run)
-        if one.owned_by_worker and self.deaths:
+        if one.owned_by_worker and (self.deaths or self.drained_nodes):
             errors |= {OWNER_DIED}
         # What has references inside may be too large for a message, too.
-        losses = self.losses + (self.kills if self.killed_nodes else 0)
-        lost = one.lost or (self.killed_nodes and (one.large or one.inside) and (one.run is not None or one.owned_by_worker))
+        losses = self.losses + (self.kills if self.killed_nodes else 0) + self.evictions
+        lost = one.lost or (
+            (self.killed_nodes or self.evictions) and (one.large or one.inside) and (one.run is not None or one.owned_by_worker)
+        )
         if lost and (one.run is None or one.run.actor is not None or one.run.retries < losses or one.owned_by_worker):
             errors |= LOST
         return errors
@@ -353,18 +361,22 @@ class Expectation:
             errors |= {CANCELLED}
         if run.raises:
             errors |= {BOOM}
-        if run.node in self.killed_nodes:
+        gone = self.killed_nodes | self.drained_nodes
+        if run.node in gone:
             errors |= {ACTOR_UNSCHEDULABLE} if run.actor is not None else {UNSCHEDULABLE}
         if run.group is not None and run.group.removed:
             errors |= {GROUP_REMOVED, CRASHED}
         if run.actor is None:
             if run.crashes + self.kills > run.retries and (run.crashes or self.kills):
                 errors |= {CRASHED, NODE_DIED} if self.killed_nodes else {CRASHED}
+            if self.evictions and not run.retries:
+                errors |= {CRASHED, NODE_DIED}
         elif run.actor.constructor is not run:
             actor = run.actor
             disturbed = actor.killed or actor.crashes or self.kills > 0 or (actor.created_in_worker and self.deaths)
             constructor = actor.constructor
-            if constructor is not None and constructor.node in self.killed_nodes:
+            disturbed |= bool(self.evictions and not (actor.create.restarts and actor.create.call_retries))
+            if constructor is not None and constructor.node in gone:
                 errors |= {ACTOR_UNSCHEDULABLE}
             if actor.group is not None and actor.group.removed:
                 errors |= {ACTOR_GROUP_REMOVED}
