@@ -12,6 +12,7 @@ import msgspec
 
 from shoal._core.node_agent.adoption import AdoptedObject, Adoption
 from shoal._core.node_agent.peers import Connect, Peer, Store
+from shoal._core.transport.errors import RequestFailed
 from shoal._core.wire.messages import (
     STORED,
     Ack,
@@ -244,20 +245,22 @@ class AdoptedObjects:
             self._free(self._unregister_inside(adopted))
 
     async def _register(self, inner: ObjectRefInfo, borrower: Address) -> Address:
-        """Return who has counted it."""
-        if self._add_borrower(inner.object_id, borrower):
-            return self._me
-        if self._connect is None:
-            return inner.owner
-        try:
-            owner = await self._connect(inner.owner)
-            await owner.request(AddBorrower(0, inner.object_id, borrower))
-        except Exception as error:  # whatever is wrong with that owner, the reader will hear it when it reads the inner reference
-            # Unless it has left, and handed the object over just now.
+        """Return who has counted it: its owner, or the agent of its owner's node, if the owner has left."""
+        for owner in (inner.owner, _agent_of(inner.owner)):
             if self._add_borrower(inner.object_id, borrower):
                 return self._me
-            log.debug("Registering %s with its owner failed: %r", inner.object_id.hex(), error)
-        return inner.owner
+            if self._connect is None or owner.worker_id == self._me.worker_id:
+                break
+            try:
+                connection = await self._connect(owner)
+                await connection.request(AddBorrower(0, inner.object_id, borrower))
+            except OSError as error:
+                log.debug("The owner of %s cannot be reached: %s", inner.object_id.hex(), error)
+            except RequestFailed:  # it is gone; the reader will hear that when it reads the inner reference
+                break
+            else:
+                return owner
+        return self._me if self._add_borrower(inner.object_id, borrower) else inner.owner
 
     def _add_borrower(self, object_id: bytes, borrower: Address) -> bool:
         if not self.state.add_borrower(object_id, borrower.worker_id, 1, full=False):
@@ -296,18 +299,27 @@ class AdoptedObjects:
 
     async def _unregister(self, inner: ObjectRefInfo) -> None:
         assert self._connect is not None
-        owner = None
-        with contextlib.suppress(OSError):  # that owner is gone, and its counts with it, unless it has left and handed the object over
-            owner = await self._connect(inner.owner)
-        if inner.object_id in self.state:
-            self._free(self.state.remove_borrower(inner.object_id, self._me.worker_id, 1))
-        elif owner is not None:
-            owner.send(RemoveBorrower(inner.object_id, self._me, 1))
+        for owner in (inner.owner, _agent_of(inner.owner)):
+            if inner.object_id in self.state:
+                self._free(self.state.remove_borrower(inner.object_id, self._me.worker_id, 1))
+                return
+            if owner.worker_id == self._me.worker_id:
+                return
+            with contextlib.suppress(OSError):  # that owner is gone, and its counts with it, unless it has left and handed the object over
+                connection = await self._connect(owner)
+                if inner.object_id not in self.state:
+                    connection.send(RemoveBorrower(inner.object_id, self._me, 1))
+                    return
 
     def _spawn(self, work: Any) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _agent_of(process: Address) -> Address:
+    """Return who answers for what a process owned that has left."""
+    return Address(process.node_id, process.node_id, "")
 
 
 def _unwatched(process: Address) -> None:

@@ -63,6 +63,11 @@ class Neighbours:
         """Nobody holds these objects any more, whose owner's end this agent has seen; their primary copies are on that node."""
         self.tell(node_id, FreeObjects(object_ids))
 
+    async def settled(self) -> None:
+        """Wait until all that was to be told has been sent, or cannot be."""
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+
     def close(self) -> None:
         for task in self._under_way:
             task.cancel()

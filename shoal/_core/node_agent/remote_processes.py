@@ -111,6 +111,8 @@ class RemoteProcesses:
         for worker_id, (owner, object_id) in owners.items():
             if worker_id not in self._ended:
                 self.watch(owner, object_id)
+            elif self._node(owner.node_id) is None:  # and the agent that had adopted them has died, too
+                self._adopted.owner_killed(worker_id)
 
     def nodes_died(self, node_ids: Collection[bytes]) -> None:
         for process in [process for process in self._watched.values() if process.node_id in node_ids]:

@@ -654,14 +654,15 @@ class NodeAgent:
         self._lease_workers.pop(lease_id, None)
         return self.leases.end(lease_id)
 
-    def withdraw_lease(self, lease_id: int, cause: Cause) -> None:
-        """End a lease that its owner cannot return: with its worker, or at once when it has none yet."""
+    def withdraw_lease(self, lease_id: int, cause: Cause) -> bool:
+        """End a lease that its owner cannot return: with its worker, whose end the owner hears of; at once when it has none yet (False)."""
         worker_id = self._lease_workers.get(lease_id)
         if worker_id is not None:
             self.kill_worker(worker_id, cause)
-        else:
-            self.pool.withdraw(lease_id)
-            self._end_lease(lease_id)
+            return True
+        self.pool.withdraw(lease_id)
+        self._end_lease(lease_id)
+        return False
 
     def stop_worker(self, worker_id: bytes, cause: Cause) -> None:
         """Ask a worker to finish what it has and leave."""

@@ -198,7 +198,7 @@ class HeadParts:
             return serving.accept(sock) if target == DATA else dialling.route(target, sock)
 
         self._moving = moving = Moving(self._loop, node_id, store, inside, agent.adopted, neighbours, agent.connection_of)
-        self._drain = drain = DrainService(agent, store.primaries, moving.copy_off, self._end)
+        self._drain = drain = DrainService(agent, store.primaries, moving.copy_off, neighbours.settled, self._end)
         listener = await self._transport.listen(self._options.listen, agent.accept, route=route)
         self._listeners.append(listener)
         handlers = {**dialling.handlers(), **moving.handlers(), **drain.handlers()}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -46,6 +47,7 @@ HANG_S = 120.0
 DRAIN_S = 30.0
 
 
+_FORMAT = logging.Formatter("%(name)s: %(message)s")
 #: Where the directories of simulations are.
 _PLACE = Path("/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir())
 _PREFIX = "shoal-sim-"
@@ -157,7 +159,7 @@ class SimulatedCluster:
 
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        text = _Collector.formatter.formatException((type(error), error, error.__traceback__)) if error is not None else ""
+        text = _FORMAT.formatException((type(error), error, error.__traceback__)) if error is not None else ""
         self.world.errors.append(f"{context.get('message')} {text}")
 
     # --- nodes, and what can happen to them -----------------------------------------------------------------
@@ -246,7 +248,7 @@ class SimulatedCluster:
         gives back (docs/design/core.md, "References: the rules", 6): it lasts until the third process ends.
         """
         left = self.leftovers()
-        if any(not (": objects: " in one or "AdoptedObject(" in one or " object store: " in one) for one in left):
+        if any(not (": objects: " in one or " node agent: adopted " in one or " object store: " in one) for one in left):
             return False
         assert self.driver is not None
         self.driver.kill()
@@ -303,13 +305,13 @@ def sweep(place: Path) -> None:
 
 
 class _Collector(logging.Handler):
-    """Keeps what is logged as an error."""
-
-    formatter = logging.Formatter("%(name)s: %(message)s")
+    """Keeps what is logged as an error, but for disks that are full because they were made so."""
 
     def __init__(self, into: list[str]) -> None:
         super().__init__(logging.ERROR)
         self._into = into
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._into.append(self.formatter.format(record))
+        error = record.exc_info[1] if record.exc_info else None
+        if not (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+            self._into.append(_FORMAT.format(record))

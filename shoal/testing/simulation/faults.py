@@ -119,6 +119,11 @@ def ended_nodes(faults: tuple[Fault, ...]) -> list[int]:
     return [fault.node for fault in faults if isinstance(fault, KillNode) or (_is_silence(fault) and fault.for_s > CALM_S)]
 
 
+def has_silence(faults: tuple[Fault, ...]) -> bool:
+    """Whether a node that lives is declared dead: till it hears so, what runs on it runs on."""
+    return any(_is_silence(fault) and fault.for_s > CALM_S for fault in faults)
+
+
 def _is_silence(fault: Fault) -> TypeGuard[PauseAgent | Partition]:
     return isinstance(fault, PauseAgent) or (isinstance(fault, Partition) and fault.other < 0)
 
@@ -135,7 +140,9 @@ def generate_faults(draw: random.Random, nodes: int) -> tuple[Fault, ...]:
             silence_s = round(draw.uniform(*SILENCE_S), 3)
             faults.append(draw.choice((PauseAgent(at_s, node, silence_s), Partition(at_s, node, -1, False, silence_s))))
             continue
-        kind = draw.choice((KillNode, DrainNode, KillProcess, PauseAgent, PauseProcess, Partition, Slow, KillControlStore, JumpClock))
+        kind = draw.choice(
+            (KillNode, DrainNode, KillProcess, PauseAgent, PauseProcess, Partition, Slow, KillControlStore, JumpClock, FullDisk)
+        )
         if kind is KillNode and nodes > 1:
             faults.append(KillNode(at_s, node, for_s))
         elif kind is DrainNode and nodes > 1:
@@ -152,6 +159,8 @@ def generate_faults(draw: random.Random, nodes: int) -> tuple[Fault, ...]:
             faults.append(KillControlStore(at_s, for_s))
         elif kind is JumpClock:
             faults.append(JumpClock(at_s, draw.choice((-3600.0, 3600.0))))
+        elif kind is FullDisk and nodes > 1:
+            faults.append(FullDisk(at_s, draw.randrange(-1, nodes), for_s))
         else:
             faults.append(KillProcess(at_s, draw.randrange(1000)))
     return tuple(sorted(faults, key=lambda fault: fault.at_s))

@@ -87,16 +87,14 @@ class Nemesis:
                 self._later(fault.for_s, lambda: cluster.world.full_disks.discard(fault.node))
 
     async def _drain(self, node: SimulatedNode, deadline_s: float) -> None:
-        """Do as the command line does, again if the control store is not there; until it is known, for the message is not idempotent."""
+        """Do as the command line does, again and again while the control store is not there."""
         world = self._cluster.world
         operator = MemoryTransport(world.network, "operator")
         while not (node.dead or node.agent.node.draining):
             with contextlib.suppress(OSError, RequestFailed):
                 connection = await operator.connect(world.control_address, no_message)
-                try:
-                    await connection.request(wire.DrainNode(0, node.node_id, wire.DRAIN_PREEMPTION, "simulated", deadline_s))
-                finally:
-                    connection.close()
+                await connection.request(wire.DrainNode(0, node.node_id, wire.DRAIN_PREEMPTION, "simulated", deadline_s))
+                connection.close()
             await asyncio.sleep(_AGAIN_S)
 
     def _living(self, number: int) -> SimulatedNode | None:

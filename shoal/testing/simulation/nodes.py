@@ -95,6 +95,11 @@ class SimulatedNode:
         """Connect to a process, on whatever node: the agent of a node opens the way itself."""
         if address.node_id == self.node_id:
             return await self._peers.connect(address.address)
+        if address.worker_id == address.node_id:
+            node = self.agent.view.get(address.node_id)
+            if node is None:
+                raise ConnectFailed(f"Node {address.node_id.hex()} has died, or is not known here.")
+            return await self._peers.connect(node.endpoint)
         way = MemoryTransport(self.world.network, self._transport.name)
         return await self._peers.connect(address.address, partial(way.connect, address.address))
 
@@ -109,7 +114,7 @@ class SimulatedNode:
         store.puller = pulling
         store.on_freed = lambda object_ids: neighbours.free_copies(serving.copies_of(object_ids))
         self._moving = moving = Moving(self.loop, self.node_id, store, inside, agent.adopted, neighbours, agent.connection_of)
-        self._drain = drain = DrainService(agent, store.primaries, moving.copy_off, self._leave)
+        self._drain = drain = DrainService(agent, store.primaries, moving.copy_off, neighbours.settled, self._leave)
         agent.open_to_others(f"tcp:{self.name}", neighbours, {**dialling.handlers(), **moving.handlers(), **drain.handlers()})
 
     async def _way_to(self, node_id: bytes) -> Any:
@@ -196,9 +201,9 @@ class SimulatedNode:
         if leases.waiting:
             found.append("node agent: lease requests that wait")
         if (available := leases.available()) != agent.node.total:
-            found.append(f"node agent: {available} of {agent.node.total} are free")
+            found.append(f"node agent: free are {available} of {agent.node.total}")
         if agent.adopted.state.objects:
-            found.append(f"node agent: {list(agent.adopted.state.objects.values())}")
+            found.append(f"node agent: adopted {list(agent.adopted.state.objects.values())}")
         if hosted := len(agent.actors._actors):
             found.append(f"node agent: {hosted} actors")
         objects = [entry for entry in self.object_store._residence.objects.values() if self._is_left_over(entry)]
