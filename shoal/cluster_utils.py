@@ -28,6 +28,7 @@ from shoal._core.api.init_arguments import (
     checked_bytes,
     checked_node_labels,
     checked_resources,
+    checked_spill_place,
     checked_store_bytes,
     checked_text,
 )
@@ -293,7 +294,7 @@ class Cluster:
             node_name=checked_text("node_name", given.get("node_name")),
             node_ip=ip,
             temp_dir=checked_text("temp_dir", given.get("temp_dir")),
-            spill_dir=checked_text("object_spilling_directory", given.get("object_spilling_directory")),
+            spill_dir=checked_spill_place(given.get("object_spilling_directory"), given.get("_system_config")),
             listen=f"tcp:[{ip}]:0" if ":" in ip else f"tcp:{ip}:0",
             settings=self._settings,
         )

@@ -43,6 +43,8 @@ class Settings:
     store_most_bytes: int = 200 * 10**9
     #: Bytes per spill file: small objects are packed until a file has this size.
     spill_file_bytes: int = 64 << 20
+    #: Seconds from the death of a node until what it has spilled behind a URL is deleted, but for what other nodes have adopted by then.
+    spill_sweep_s: float = 60.0
     #: Seconds a creation waits for room before ObjectStoreFullError.
     store_full_timeout_s: float = 10.0
     #: Seconds for the head to come up before ``init`` gives up with the head's own output.

@@ -34,15 +34,15 @@ def block(node: SessionRecord, *, head: bool) -> None:
     from shoal._core.process.discovery import is_same_cluster, live_records
     from shoal._core.process.stopping import stop
 
-    with _signals() as signals:
+    with end_signals() as signals:
         try:
             pidfd = os.pidfd_open(node.pid)
         except ProcessLookupError:
             raise click.ClickException(f"The node (pid {node.pid}) has ended. Its logs are in {node.session_dir}/logs.") from None
         try:
-            asked = _wait(signals, pidfd, None)
+            asked = wait_for_signal(signals, pidfd, None)
             if asked == signal.SIGTERM and _drain(node):
-                _wait(signals, pidfd, DRAIN_S + _SLACK_S)
+                wait_for_signal(signals, pidfd, DRAIN_S + _SLACK_S)
             mine = [
                 record
                 for record in live_records()
@@ -78,7 +78,7 @@ def _drain(node: SessionRecord) -> bool:
 
 
 @contextmanager
-def _signals() -> Iterator[int]:
+def end_signals() -> Iterator[int]:
     """Have SIGTERM and SIGINT arrive as bytes at the descriptor that is yielded."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -94,8 +94,8 @@ def _signals() -> Iterator[int]:
         os.close(writing)
 
 
-def _wait(signals: int, pidfd: int, timeout_s: float | None) -> int:
-    """Return the signal that has come; 0: the process has ended, or time is up."""
+def wait_for_signal(signals: int, pidfd: int, timeout_s: float | None) -> int:
+    """Return the signal that has come to ``signals`` (of ``end_signals``); 0: the process has ended, or time is up. Blocks."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     poll = select.poll()
     poll.register(signals, select.POLLIN)

@@ -60,7 +60,13 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)
-    except (OSError, RuntimeError, ValueError, TypeError) as error:  # what the runtime tells users; anything else is our mistake
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+    ) as error:  # what the runtime tells users; anything else is our mistake
         if os.environ.get("SHOAL_DEBUG"):
             raise
         click.echo(f"Error: {error}", err=True)

@@ -35,7 +35,6 @@ WITHOUT_EFFECT = {
     "--metrics-export-port": "there are no metrics yet",
     "--autoscaling-config": "there is no autoscaler yet",
     "--plasma-directory": "objects live in anonymous shared memory",
-    "--system-config": "settings are environment variables",
     "--include-log-monitor": "each node reads its workers' logs",
     "--tracing-startup-hook": "there is no tracing yet",
     "--redis-username": "there is no Redis",
@@ -81,8 +80,13 @@ def node_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--temp-dir", default="", help="Where the session's directory goes. [default: SHOAL_TMPDIR, else /tmp]"),
         click.option(
-            "--object-spilling-directory", default="", help="Where objects go that find no memory. [default: the session's directory]"
+            "--object-spilling-directory",
+            default="",
+            metavar="PATH|URL",
+            help="Where objects go that find no memory: a directory, or what fsspec reaches (s3://bucket/prefix, file:///nfs/share), from "
+            "which other nodes restore them when this one dies. [default: the session's directory]",
         ),
+        click.option("--system-config", default="", metavar="JSON", help="Ray's settings, of which object_spilling_config is read."),
         *(click.option(name, hidden=True, expose_value=False, callback=_note) for name in WITHOUT_EFFECT),
         *(click.option(name, is_flag=True, hidden=True, expose_value=False, callback=_note) for name in FLAGS_WITHOUT_EFFECT),
     ]
@@ -93,7 +97,14 @@ def node_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def read_options(given: Mapping[str, Any], node_ip: str, settings: Settings) -> HeadOptions:
     """Make the options of a node process. TypeError, ValueError for what cannot be meant."""
-    from shoal._core.api.init_arguments import checked_amount, checked_bytes, checked_node_labels, checked_resources, checked_store_bytes
+    from shoal._core.api.init_arguments import (
+        checked_amount,
+        checked_bytes,
+        checked_node_labels,
+        checked_resources,
+        checked_spill_place,
+        checked_store_bytes,
+    )
     from shoal._core.api.node_overrides import override_node
     from shoal._core.process.options import HeadOptions
     from shoal._core.transport.addresses import TcpAddress
@@ -108,7 +119,7 @@ def read_options(given: Mapping[str, Any], node_ip: str, settings: Settings) -> 
         "node_name": given["node_name"],
         "node_ip": node_ip,
         "temp_dir": given["temp_dir"],
-        "spill_dir": given["object_spilling_directory"],
+        "spill_dir": checked_spill_place(given["object_spilling_directory"], _system_config(given["system_config"])),
     }
     override_node(node, os.environ)
     return HeadOptions(**node, listen=str(TcpAddress(node_ip, given["node_port"])), settings=settings)
@@ -131,6 +142,19 @@ def _resources(text: str) -> dict[str, float]:
     if not isinstance(resources, dict):
         raise ValueError(f"--resources must be a JSON object of name -> amount, got {text!r}.")
     return resources
+
+
+def _system_config(text: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text) if text else {}
+    except ValueError as error:
+        raise ValueError(f"--system-config must be JSON, got {text!r}: {error}.") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"--system-config must be a JSON object, got {text!r}.")
+    others = sorted(config.keys() - {"object_spilling_config", "object_spilling_directory"})
+    if others:
+        click.echo(f"--system-config: {', '.join(others)} have no effect: settings are environment variables.", err=True)
+    return config
 
 
 def _labels(text: str) -> dict[str, str]:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from .block import end_signals, wait_for_signal
 from .node_options import node_options, read_options
+from .starting import control_options, join, start_cluster
+
+if TYPE_CHECKING:
+    from shoal._core.process.session import SessionRecord
 
 _STEP_S = 0.1
+#: Seconds between two questions whether the head is still there, and until one counts as not answered.
+_LOOK_S, _ANSWER_S = 1.0, 2.0
+#: Seconds that the processes have to end when they are asked to.
+_GRACE_S = 16.0
 #: Seconds that a machine waits for the head to come up, and the head for the others.
 _PATIENCE_S = 300.0
 
@@ -52,51 +63,98 @@ def symmetric_run(address: str, min_nodes: int, timeout: float, command: tuple[s
     mine = next((place for place in sorted(places) if _is_mine(place)), None)
     if mine is not None:
         raise click.exceptions.Exit(_lead(mine, where.port, min_nodes, timeout, list(command), given))
-    _follow(str(where), timeout, given)
+    follow(str(where), timeout, given)
 
 
 def _lead(ip: str, port: int, min_nodes: int, timeout_s: float, command: list[str], given: dict[str, Any]) -> int:
     """Be the head: wait for the nodes, run the command, end the cluster. Returns the command's exit status."""
-    import os
-
     from shoal._base.settings import read_environment
     from shoal._base.storage_place import StoragePlace
     from shoal._core.process.discovery import is_same_cluster, live_records, spell
     from shoal._core.process.stopping import stop
 
-    from .start import _control_options, _start_head
-
-    node_ip = given["node_ip_address"] or ip
-    options = read_options(given, node_ip, read_environment())
-    node = _start_head(_control_options(ip, port, options, StoragePlace()), options)
+    options = read_options(given, given["node_ip_address"] or ip, read_environment())
+    node = start_cluster(control_options(ip, port, options, StoragePlace()), options)
     try:
         _wait_for_nodes(node.control_address, min_nodes, timeout_s)
         click.echo(f"{min_nodes} nodes are there. Running: {' '.join(command)}", err=True)
         process = subprocess.run(command, env={**os.environ, "RAY_ADDRESS": spell(node.control_address)}, check=False)
         return process.returncode if process.returncode >= 0 else 128 - process.returncode
     finally:
-        stop([record for record in live_records() if is_same_cluster(record.control_address, node.control_address)], 16.0)
+        stop([record for record in live_records() if is_same_cluster(record.control_address, node.control_address)], _GRACE_S)
 
 
-def _follow(control_address: str, timeout_s: float, given: dict[str, Any]) -> None:
-    """Be one of the others: join when the head is there, serve until it has gone."""
+def follow(control_address: str, timeout_s: float, given: dict[str, Any]) -> None:
+    """Be one of the others: join when the head is there, serve until it has gone, or SIGTERM or SIGINT comes. Blocks until then.
+
+    Raises ConnectionError: the head did not come up within ``timeout_s``; ClickException: the node has ended, and the head has not.
+    """
+    from shoal._base.settings import read_environment
     from shoal._core.process.discovery import live_records, spell
     from shoal._core.process.stopping import stop
 
-    from .start import _join
-
+    limit_s, is_silent = read_environment().node_timeout_s, False
     deadline = time.monotonic() + timeout_s
     while (problem := _problem(control_address)) is not None:
         if time.monotonic() > deadline:
             raise ConnectionError(f"The head at {spell(control_address)} did not come up within {timeout_s:g} s: {problem}")
         time.sleep(_STEP_S)
-    node = _join(spell(control_address), given)
-    click.echo(f"Joined {spell(control_address)}; serving until the head ends.", err=True)
+    with end_signals() as signals:
+        node = join(spell(control_address), given)
+        click.echo(f"Joined {spell(control_address)}; serving until the head ends.", err=True)
+        pidfd = os.pidfd_open(node.pid)
+        try:
+
+            def goes_on() -> bool:
+                return not wait_for_signal(signals, pidfd, _LOOK_S) and node.is_running()
+
+            def answers() -> bool:
+                nonlocal is_silent
+                was_silent, is_silent = is_silent, not _answers(node)
+                if is_silent and not was_silent:
+                    click.echo(f"The head does not answer. This machine waits {limit_s:g} s for it.", err=True)
+                return not is_silent
+
+            serve_until_silent(answers, goes_on, limit_s)
+            ended_alone = not node.is_running()
+        finally:
+            os.close(pidfd)
+            stop([record for record in live_records() if record.pid == node.pid], _GRACE_S)
+    if ended_alone:
+        raise click.ClickException(f"The node (pid {node.pid}) has ended before the head. Its logs are in {node.session_dir}/logs.")
+
+
+def serve_until_silent(
+    answers: Callable[[], bool], goes_on: Callable[[], bool], limit_s: float, clock: Callable[[], float] = time.monotonic
+) -> None:
+    """Return when the head has not answered for ``limit_s``, or ``goes_on``, which waits a while between two questions, says no.
+
+    One question without an answer says nothing: a control store that died is started again, or another one takes over.
+    """
+    from shoal._core.transport.silence import Silence
+
+    silence = Silence(limit_s, _LOOK_S + _ANSWER_S)
+    silence.hear(b"head", clock())
+    while goes_on():
+        if answers():
+            silence.hear(b"head", clock())
+        if silence.look(clock()):
+            return
+
+
+def _answers(node: SessionRecord) -> bool:
+    """Whether one of the cluster's control stores answers, by the addresses and the token that the node knows now."""
+    from shoal._core.process.asking import ask
+    from shoal._core.process.session import open_session
+    from shoal._core.transport.errors import RequestFailed
+    from shoal._core.wire.messages import Ack, Ping
+
+    session = open_session(node.session_dir)
     try:
-        while _problem(control_address) is None:
-            time.sleep(1.0)
-    finally:
-        stop([record for record in live_records() if record.pid == node.pid], 16.0)
+        ask(session.read_record().control_address, session.tokens(), Ping(0), Ack, timeout_s=_ANSWER_S)
+    except (OSError, RequestFailed):  # whatever it is, it will pass, or be the end
+        return False
+    return True
 
 
 def _problem(control_address: str) -> str | None:

@@ -36,6 +36,7 @@ class Nodes:
     settings: Settings
     token: bytes
     storage: StoragePlace
+    spill_dir: str = ""
     standbys: list[HeadProcess] = field(default_factory=list)
 
     def add_standby(self) -> HeadProcess:
@@ -59,7 +60,7 @@ class Nodes:
         """Start one more node; return its id. ``composition``: what makes its parts, in the place of the usual."""
         options = HeadOptions(
             num_cpus=num_cpus, num_gpus=0, resources={f"n{len(self.nodes)}": 1, **resources}, labels=labels or {},
-            object_store_bytes=STORE_BYTES, settings=self.settings,
+            object_store_bytes=STORE_BYTES, spill_dir=self.spill_dir, settings=self.settings,
             control_address=",".join(one.ready.control_address for one in (self.control, *self.standbys)), listen="tcp:127.0.0.1:0",
             control_session_dir=self.control.ready.session_dir if keep_control else "", is_head=not self.nodes,
         )  # fmt: skip
@@ -113,6 +114,8 @@ def many_nodes(
     *,
     keep_control: bool = False,
     storage: StoragePlace | None = None,
+    control_dir: str = "",
+    spill_dir: str = "",
     **settings_of: Any,
 ) -> Iterator[Nodes]:
     """Start nodes, connect this process as a driver of the first, end all of it, and check that nothing is left.
@@ -120,14 +123,16 @@ def many_nodes(
     Args:
         keep_control: the first node starts a control store that died again.
         storage: where the control store's tables lie.
+        control_dir: in the place of the temporary directory for the control store's session, and so for its tables.
+        spill_dir: a directory or URL to which all nodes spill.
         settings_of: fields of the settings. ``log_to_driver`` True: show here what workers print.
     """
     storage = storage or StoragePlace()
     settings, token = replace(read_environment(), **settings_of), secrets.token_bytes(32)
     record = job_record(job_config=None, namespace="tests", runtime_env=None, logging_config=None, environ=os.environ)
     with leak_check():
-        control = start_control_store(ControlOptions(storage=storage, settings=settings), token)
-        cluster = Nodes(control, [], settings, token, storage)
+        control = start_control_store(ControlOptions(storage=storage, temp_dir=control_dir, settings=settings), token)
+        cluster = Nodes(control, [], settings, token, storage, spill_dir)
         try:
             for index in range(count):
                 cluster.add(num_cpus, labels=labels[index] if labels else None, keep_control=keep_control and index == 0)

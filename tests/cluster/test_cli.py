@@ -320,6 +320,70 @@ def test_the_same_line_on_every_machine(shell):
     assert live_records(shell.tmp) == []
 
 
+FOLLOW = """
+import sys
+from shoal.cli.node_options import node_options
+from shoal.cli.symmetric import follow
+import click
+
+@click.command()
+@node_options
+def run(**given):
+    follow("tcp:" + sys.argv[1], 60.0, given)
+
+run(["--object-store-memory", str(80 << 20)])
+"""
+
+
+@pytest.fixture
+def follower(shell):
+    """One of the other machines of a symmetric run, here beside the head (which would be its own head if it were asked by address)."""
+    head(shell)
+    (control,) = [record for record in live_records(shell.tmp) if record.part == "control store"]
+    environ = {**shell.environ, "SHOAL_NODE_TIMEOUT_S": "8"}
+    address = control.control_address.removeprefix("tcp:")
+    following = subprocess.Popen([sys.executable, "-c", FOLLOW, address], env=environ, stderr=subprocess.PIPE, text=True)
+    try:
+        assert "Joined" in following.stderr.readline()
+        wait_for(lambda: len(live_records(shell.tmp)) == 3, 30, "its node")
+        yield following
+    finally:
+        following.kill()
+        following.communicate()
+
+
+def test_a_machine_that_follows_serves_through_a_restart_of_the_control_store_until_the_head_ends(shell, follower):
+    records = live_records(shell.tmp)
+    (control,) = [record for record in records if record.part == "control store"]
+    (first,) = [record for record in records if record.is_head and record.part == "node"]
+    os.kill(first.pid, signal.SIGSTOP)  # it would start the control store again too early to be missed
+    os.kill(control.pid, signal.SIGKILL)
+    assert "does not answer" in follower.stderr.readline()
+    os.kill(first.pid, signal.SIGCONT)
+    wait_for(lambda: [r.pid for r in live_records(shell.tmp) if r.part == "control store" and r.pid != control.pid], 30, "its successor")
+    program = "import shoal; shoal.init(); print(sum(node['Alive'] for node in shoal.nodes()))"
+    assert int(shell.python(program)) == 2
+    assert follower.poll() is None
+    for record in live_records(shell.tmp):
+        if record.is_head or record.part == "control store":
+            os.kill(record.pid, signal.SIGTERM)
+    assert follower.wait(60) == 0, follower.stderr.read()
+    assert live_records(shell.tmp) == []
+
+
+def test_a_machine_that_follows_ends_its_node_on_sigterm(shell, follower):
+    follower.send_signal(signal.SIGTERM)
+    assert follower.wait(30) == 0
+    assert len(live_records(shell.tmp)) == 2
+
+
+def test_a_machine_that_follows_tells_of_a_node_that_died(shell, follower):
+    (node,) = [record for record in live_records(shell.tmp) if record.part == "node" and not record.is_head]
+    os.kill(node.pid, signal.SIGKILL)
+    assert follower.wait(30) == 1
+    assert f"The node (pid {node.pid}) has ended before the head" in follower.stderr.read()
+
+
 def test_only_loopback_listens(shell):
     """One port of the control store, one of the node, and nothing that another machine could reach."""
     head(shell)

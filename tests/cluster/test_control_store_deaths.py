@@ -6,9 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,7 +15,9 @@ import shoal
 from shoal._base import paths
 from shoal._core.process.start import HeadStartError
 from shoal.testing import wait_for
+from shoal.testing.session_processes import SessionProcesses, kill
 from shoal.util.placement_group import placement_group, remove_placement_group
+from tests.cluster.members import Census
 from tests.cluster.nodes import many_nodes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
@@ -42,7 +42,7 @@ def test_work_goes_on_without_a_control_store_and_waits_for_it_where_it_must():
     with many_nodes(2) as nodes:
         actor = Counting.options(name="it", **nodes.on(1)).remote()
         before, pid = shoal.get(actor.add.remote(), timeout=30)
-        assert shoal.get([square.remote(number) for number in range(20)], timeout=30) == [number * number for number in range(20)]
+        assert shoal.get([square.options(**nodes.on(index)).remote(3) for index in (0, 1)], timeout=30) == [9, 9]
         nodes.kill_control()
         assert shoal.get([square.remote(number) for number in range(20)], timeout=30) == [number * number for number in range(20)]
         assert shoal.get(actor.add.remote(), timeout=30) == (before + 1, pid)
@@ -56,6 +56,20 @@ def test_work_goes_on_without_a_control_store_and_waits_for_it_where_it_must():
         assert shoal.get([called, later.add.remote()], timeout=30)[0][0] == 1
         assert shoal.get(shoal.get_actor("it").add.remote(), timeout=30) == (before + 2, pid)
         assert set(shoal.util.list_named_actors()) == {"it", "later"}
+
+
+def test_fresh_workers_run_what_their_node_has_run_before_without_a_control_store():
+    with many_nodes(2) as nodes:
+        on = {**nodes.on(1), "max_retries": -1}
+        workers = SessionProcesses(nodes.nodes[1].session.directory.name).workers
+        assert shoal.get(square.options(**on).remote(3), timeout=30) == 9
+        nodes.kill_control()
+        before = workers()
+        for pid in before:
+            kill(pid)
+        assert shoal.get([square.options(**on).remote(number) for number in range(20)], timeout=30) == [n * n for n in range(20)]
+        assert not set(before) & set(workers())
+        nodes.restart_control()
 
 
 def test_a_drivers_requests_give_up_after_a_while_and_the_driver_goes_on():
@@ -79,68 +93,20 @@ def test_a_control_store_that_died_is_started_again_by_the_node_beside_it():
         assert shoal.get(shoal.get_actor("it").add.remote(), timeout=30)[0] == 2
 
 
-@shoal.remote
-class Member:
-    """Writes down each of its starts: two lines for one number are two starts."""
-
-    def __init__(self, number, journal):
-        self.number = number
-        with open(journal, "a") as file:
-            file.write(f"{number} {os.getpid()}\n")
-
-    def who(self):
-        return self.number, os.getpid()
-
-
-def test_what_is_created_and_looked_up_while_it_dies_twenty_times_is_there_exactly_once(tmp_path):
-    """Three threads create (plain, detached and named ones) and look up; the history says who saw which process."""
-    journal, total = tmp_path / "starts", 60
-    history, done, problems = [], threading.Event(), []
+@pytest.mark.parametrize(
+    ("total", "plain"),
+    [pytest.param(60, True, id="60"), pytest.param(500, False, id="500-detached", marks=[pytest.mark.soak, pytest.mark.timeout(1200)])],
+)
+def test_what_is_created_and_looked_up_while_it_dies_twenty_times_is_there_exactly_once(tmp_path, total, plain):
     with many_nodes(2, keep_control=True) as nodes:
-        handles = {}
-
-        def create(begin):
-            for number in range(begin, total, 2):
-                options = {"name": f"m{number}", "lifetime": "detached"} if number % 2 else {}
-                handles[number] = Member.options(num_cpus=0, **options).remote(number, str(journal))
-                history.append((number, shoal.get(handles[number].who.remote(), timeout=60)))
-
-        def look_up():
-            while not done.is_set():
-                named = [number for number in sorted(handles) if number % 2]
-                history.extend((number, shoal.get(shoal.get_actor(f"m{number}").who.remote(), timeout=60)) for number in named)
-
-        def guarded(work, *args):
-            try:
-                work(*args)
-            except BaseException as error:
-                problems.append(error)
-                raise
-
-        threads = [threading.Thread(target=guarded, args=(create, begin)) for begin in (0, 1)]
-        reader = threading.Thread(target=guarded, args=(look_up,))
-        for thread in [*threads, reader]:
-            thread.start()
-        kills, killed = 0, 0
-        while kills < 20:
+        census = Census(total, tmp_path / "starts", plain=plain)
+        killed = 0
+        for _ in range(20):
             wait_for(lambda last=killed: nodes.control_pid not in (0, last), 60, "the next control store")
-            seen = len(history)
-            wait_for(lambda seen=seen: len(history) > seen or not any(t.is_alive() for t in threads) or problems, 60, "progress")
+            census.wait_for_progress()
             killed = nodes.kill_control()
-            kills += 1
-        for thread in threads:
-            thread.join(120)
-        done.set()
-        reader.join(120)
-        assert not problems
-        starts = Counter(int(line.split()[0]) for line in journal.read_text().splitlines())
-        assert starts == dict.fromkeys(range(total), 1), "each was started once"
-        processes = {}
-        for number, seen in history:
-            assert processes.setdefault(number, seen) == seen, "everybody saw the same process"
-        assert set(shoal.util.list_named_actors()) == {f"m{number}" for number in range(1, total, 2)}
-        for number in range(1, total, 2):
-            shoal.kill(shoal.get_actor(f"m{number}"))
+        census.check()
+        del census
 
 
 def test_groups_and_jobs_that_were_under_way_are_there_once(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 
 import shoal
+from shoal._base import runtime as holder
 from shoal._base.processes import is_running
 from shoal._core.transport.errors import RequestFailed
 from shoal._core.wire.messages import DRAIN_IDLE, DRAIN_PREEMPTION, Ack, DrainNode
+from shoal._core.worker.entries import Stored
 from shoal.testing import wait_for
 from shoal.util.placement_group import placement_group, remove_placement_group
 from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
@@ -276,6 +279,29 @@ def test_bundles_and_what_waits_for_them_go_to_another_node():
         remove_placement_group(group)
 
 
+def test_the_removal_of_a_group_ends_its_tasks_on_a_node_that_drains_too():
+    with many_nodes(3) as nodes:
+        runs = Counter.options(**nodes.on(0)).remote()
+        group = placement_group([{"CPU": 1}, {"CPU": 1}], strategy="STRICT_SPREAD")
+        assert group.wait(PATIENCE_S)
+
+        @shoal.remote(num_cpus=1, max_retries=0)
+        def stay():
+            shoal.get(runs.add.remote(shoal.get_runtime_context().get_node_id()))
+            time.sleep(600)
+
+        running = [stay.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle)).remote() for bundle in (0, 1)]
+        wait_for(lambda: len(shoal.get(runs.all.remote())) == 2, PATIENCE_S, "the tasks")
+        leaving = next(index for index in (1, 2) if nodes.id_of(index) in shoal.get(runs.all.remote()))
+        drain(nodes, leaving)
+        wait_for(lambda: row(nodes, leaving)["Draining"], PATIENCE_S, "the drain")
+        remove_placement_group(group)
+        for ref in running:
+            with pytest.raises(shoal.exceptions.WorkerCrashedError, match="placement group was removed"):
+                shoal.get(ref, timeout=PATIENCE_S)
+        gone(nodes, leaving)
+
+
 def test_work_goes_on_when_the_node_is_killed_in_the_middle_of_its_drain():
     with many_nodes(3) as nodes:
         runs = Counter.options(**nodes.on(0)).remote()
@@ -358,6 +384,97 @@ def test_a_worker_of_a_drained_node_is_gone_with_it():
         drain(nodes, 1)
         gone(nodes, 1)
         wait_for(lambda: not is_running(pid), PATIENCE_S, "the end of the worker")
+
+
+@shoal.remote(num_cpus=0)
+class Owner:
+    """Owns what it puts, and results of its tasks."""
+
+    def make(self):
+        return make_all_kinds()
+
+
+@shoal.remote(num_cpus=0)
+class Keeper:
+    def keep(self, held):
+        self.held = held
+
+    def read(self):
+        return values_of(self.held)
+
+
+def make_all_kinds():
+    small, large = shoal.put("small"), shoal.put(np.full(MIB, 7, dtype=np.uint8))
+    inside = shoal.put({"inner": shoal.put("inside of another")})
+    task = shoal.remote(lambda: np.full(MIB, 9, dtype=np.uint8)).options(num_cpus=0).remote()
+    shoal.wait([task], fetch_local=False)
+    return [small, large, inside, task]
+
+
+def values_of(refs):
+    small, large, inside, task = shoal.get(refs, timeout=PATIENCE_S)
+    return small, int(large[0]), shoal.get(inside["inner"], timeout=PATIENCE_S), int(task[0])
+
+
+def lie_somewhere(nodes: Nodes, object_ids: list[bytes]) -> list[bool]:
+    """Tell which of the objects lie in a store of the nodes 0 and 2."""
+    core = holder.current().core
+
+    async def look():
+        found = []
+        for object_id in object_ids:
+            places = [(await core.store.pin([object_id], [Stored(bytes.fromhex(nodes.id_of(at)), MIB)]))[0] for at in (0, 2)]
+            for place in places:
+                if place is not None:
+                    core.store.unpin(object_id)
+            found.append(any(place is not None for place in places))
+        return found
+
+    return asyncio.run_coroutine_threadsafe(look(), core.loop).result(PATIENCE_S)
+
+
+@pytest.mark.parametrize("kind", ["actor", "worker"])
+def test_what_was_owned_on_the_node_has_an_owner_elsewhere(kind):
+    with many_nodes(3) as nodes:
+        meet(nodes, 1)
+        if kind == "actor":
+            owner = Owner.options(max_restarts=1, scheduling_strategy=softly(nodes, 1)).remote()
+            held = shoal.get(owner.make.remote())
+        else:
+            held = shoal.get(shoal.remote(make_all_kinds).options(num_cpus=0, resources={"n1": 0.001}).remote())
+        keeper = Keeper.options(**nodes.on(2)).remote()
+        shoal.get(keeper.keep.remote(held))
+        drain(nodes, 1)
+        gone(nodes, 1)
+        assert values_of(held) == ("small", 7, "inside of another", 9)
+        stored = [held[1].binary(), held[3].binary()]
+        assert lie_somewhere(nodes, stored) == [True, True]
+        del held
+        assert shoal.get(keeper.read.remote(), timeout=PATIENCE_S) == ("small", 7, "inside of another", 9)
+        shoal.get(keeper.keep.remote(None))
+        wait_for(lambda: lie_somewhere(nodes, stored) == [False, False], PATIENCE_S, "the release of what nobody holds")
+
+
+def test_what_was_owned_there_is_handed_on_though_a_task_runs_until_the_deadline():
+    with many_nodes(2) as nodes:
+        meet(nodes, 1)
+        runs = Counter.options(**nodes.on(0)).remote()
+
+        @shoal.remote(num_cpus=0, max_retries=0)
+        def stay():
+            shoal.get(runs.add.remote("here"))
+            time.sleep(600)
+
+        staying = stay.options(**nodes.on(1)).remote()
+        owner = Owner.options(max_restarts=1, scheduling_strategy=softly(nodes, 1)).remote()
+        held = shoal.get(owner.make.remote())
+        wait_for(lambda: shoal.get(runs.all.remote()), PATIENCE_S, "the task")
+        drain(nodes, 1, deadline_s=5.0)
+        gone(nodes, 1)
+        assert values_of(held) == ("small", 7, "inside of another", 9)
+        with pytest.raises(shoal.exceptions.WorkerCrashedError, match="leaves the cluster"):
+            shoal.get(staying, timeout=PATIENCE_S)
+        del held
 
 
 def test_items_of_a_stream_that_runs_on_are_all_there_and_made_once():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import shoal
-from shoal._core.transport.preamble import DATA, SELF, encode_preamble
+from shoal._core.transport.preamble import data_of, encode_preamble
 from shoal.testing import wait_for
 from tests.cluster.nodes import STORE_BYTES, many_nodes
 
@@ -179,14 +179,14 @@ def test_what_is_held_on_any_node_is_missing_from_what_is_available(nodes):
     wait_for(lambda: shoal.available_resources() == shoal.cluster_resources(), 20, "the return of all resources")
 
 
-@pytest.mark.parametrize("target", [SELF, DATA], ids=["agent", "data"])
+@pytest.mark.parametrize("target_of", [bytes, data_of], ids=["agent", "data"])
 @pytest.mark.parametrize(
     "words", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x80\x04c__builtin__\neval\n", b"\0" * 300, os.urandom(10_000)], ids=len
 )
-def test_strangers_at_the_port_get_nothing(nodes, target, words):
+def test_strangers_at_the_port_get_nothing(nodes, target_of, words):
     host, _, port = nodes.nodes[1].ready.endpoint.removeprefix("tcp:").rpartition(":")
     with socket.create_connection((host, int(port)), timeout=10) as stranger:
-        stranger.sendall(encode_preamble(target))
+        stranger.sendall(encode_preamble(target_of(bytes.fromhex(nodes.id_of(1)))))
         assert stranger.recv(1) == b"\x01"
         try:  # it may hang up at any of these
             stranger.sendall(words)

@@ -14,7 +14,7 @@ from shoal._base import runtime as holder
 from shoal._core.object_store.pulls import CHUNK_BYTES
 from shoal._core.transport.addresses import parse_address
 from shoal._core.transport.port import dial
-from shoal._core.transport.preamble import DATA
+from shoal._core.transport.preamble import data_of
 from shoal.testing import wait_for
 from tests.cluster.nodes import STORE_BYTES, many_nodes
 from tests.inproc.moving import Cluster, Wire
@@ -130,7 +130,7 @@ def test_a_source_that_is_killed_in_the_middle(tmp_path):
                 wire = Wire(limit=2 * CHUNK_BYTES)
 
                 async def open_socket(_node_id):
-                    sock = await dial(loop, parse_address(ready.endpoint), DATA, timeout_s=10)
+                    sock = await dial(loop, parse_address(ready.endpoint), data_of(stored.node_id), timeout_s=10)
                     sock.setblocking(True)
                     return wire.before(sock)
 

@@ -11,6 +11,7 @@ from etcd_server import SAFETY_S, unique_prefix
 import shoal
 from shoal._base.storage_place import read_storage_place
 from shoal.testing import wait_for
+from tests.cluster.members import Census
 from tests.cluster.nodes import many_nodes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -52,3 +53,21 @@ def test_a_program_goes_on_when_the_leaders_machine_is_gone(etcd):
         wait_for(lambda: len([node for node in shoal.nodes() if node["Alive"]]) == 3, SAFETY_S, "the node that joined last")
         assert shoal.get(square.options(**nodes.on(2)).remote(5), timeout=SAFETY_S) == 25
         assert set(shoal.util.list_named_actors()) == {"before", "during0", "during1", "during2"}
+
+
+@pytest.mark.parametrize(
+    ("total", "takeovers"),
+    [pytest.param(40, 2, id="few"), pytest.param(500, 20, id="500-detached", marks=[pytest.mark.soak, pytest.mark.timeout(1200)])],
+)
+def test_what_is_created_and_looked_up_while_leaders_go_is_there_exactly_once(etcd, tmp_path, total, takeovers):
+    place = read_storage_place(etcd.url + unique_prefix(), {})
+    with many_nodes(2, storage=place, leader_lease_s=2.0) as nodes:
+        nodes.add_standby()
+        census, leader = Census(total, tmp_path / "starts", plain=False), nodes.control
+        for _ in range(takeovers):
+            census.wait_for_progress()
+            os.kill(leader.pid, signal.SIGKILL)
+            leader = nodes.standbys[-1]
+            nodes.add_standby()
+        census.check()
+        del census

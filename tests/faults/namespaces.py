@@ -8,6 +8,11 @@
         network.cut(one, two, one_way=True)        nothing gets from one to two
         network.heal()
 
+    with namespaces(1, inside=2) as network:       and machines inside of private networks, each behind a router of its own:
+        network.inside                             192.168.7.2, fd07::2, both; they dial out, nobody dials them (needs ``nft``)
+
+    namespaces(3, versions=(6,))                   addresses of one kind only, also of the machine itself
+
 Needs root and ``ip``; ``needs_namespaces`` skips a test elsewhere. Packets are made to vanish by a wrong address of the other machine's
 network card in the sender's neighbour table, as this needs no filter in the kernel. All is deleted at the end, and what still runs
 there is killed.
@@ -69,21 +74,28 @@ def _ip(*words: str) -> None:
         raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
+#: Marks tests that need routers between their machines.
+needs_routers = pytest.mark.skipif(
+    bool(_WHY_NOT) or shutil.which("nft") is None, reason=_WHY_NOT or "routers need the tool 'nft' (nftables)"
+)
+
+
 @dataclass
 class Machine:
-    """One namespace. ``ip4`` and ``ip6``: its addresses; 127.0.0.1 is its own, too."""
+    """One namespace. ``ip4`` and ``ip6``: its addresses; 127.0.0.1 is its own, too. ``is_inside``: of a private network, alone in it."""
 
     namespace: str
     number: int
+    is_inside: bool = False
     processes: list[subprocess.Popen[Any]] = field(default_factory=list)
 
     @property
     def ip4(self) -> str:
-        return f"10.77.0.{self.number}"
+        return "192.168.7.2" if self.is_inside else f"10.77.0.{self.number}"
 
     @property
     def ip6(self) -> str:
-        return f"fd77::{self.number}"
+        return "fd07::2" if self.is_inside else f"fd77::{self.number}"
 
     @property
     def card(self) -> str:
@@ -144,6 +156,7 @@ class Network:
     def __init__(self, bridge: str, machines: list[Machine]) -> None:
         self.bridge = Machine(bridge, 0)
         self.machines = machines
+        self.inside: list[Machine] = []
 
     def cut(self, sender: Machine, receiver: Machine, *, one_way: bool = False) -> None:
         """From now on what ``sender`` sends to ``receiver`` vanishes; and what comes back, unless ``one_way``."""
@@ -200,36 +213,76 @@ class Network:
 
 
 @contextlib.contextmanager
-def namespaces(count: int) -> Iterator[Network]:
-    """Make ``count`` machines and a network between them; delete all of it at the end."""
+def namespaces(count: int, *, inside: int = 0, versions: Sequence[int] = (4, 6)) -> Iterator[Network]:
+    """Make ``count`` machines and a network between them; delete all of it at the end.
+
+    Args:
+        inside: machines more, each in a private network of its own, whose router is one of ``machines``, behind the first ``count``.
+        versions: of the internet protocol, whose addresses there are.
+    """
     stem = f"shoal-{os.getpid()}-{secrets.token_hex(2)}"
-    bridge, machines = f"{stem}-bridge", [Machine(f"{stem}-{number}", number) for number in range(1, count + 1)]
-    made: list[str] = []
+    machines = [Machine(f"{stem}-{number}", number) for number in range(1, count + inside + 1)]
+    network = Network(f"{stem}-bridge", machines)
+    network.inside = [Machine(f"{stem}-{number}-inside", number, is_inside=True) for number in range(count + 1, count + inside + 1)]
+    bridge, made = network.bridge.namespace, []
     try:
-        for name in (bridge, *(machine.namespace for machine in machines)):
-            _ip("netns", "add", name)
-            made.append(name)
+        for machine in (network.bridge, *machines, *network.inside):
+            _ip("netns", "add", machine.namespace)
+            made.append(machine)
         _ip("-n", bridge, "link", "add", "br0", "type", "bridge")
         _ip("-n", bridge, "link", "set", "br0", "up")
         for machine in machines:
-            port, inside = f"v{machine.number}", machine.namespace
-            _ip("-n", bridge, "link", "add", port, "type", "veth", "peer", "name", "eth0", "address", machine.card, "netns", inside)
+            port = f"v{machine.number}"
+            peer = ("peer", "name", "eth0", "address", machine.card, "netns", machine.namespace)
+            _ip("-n", bridge, "link", "add", port, "type", "veth", *peer)
             _ip("-n", bridge, "link", "set", port, "master", "br0", "up")
-            _ip("-n", inside, "addr", "add", f"{machine.ip4}/24", "dev", "eth0")
-            _ip("-n", inside, "addr", "add", f"{machine.ip6}/64", "dev", "eth0", "nodad")
-            _ip("-n", inside, "link", "set", "lo", "up")
-            _ip("-n", inside, "link", "set", "eth0", "up")
-        network = Network(bridge, machines)
+            _set_up(machine, versions)
         network.heal()
+        for router, machine in zip(machines[count:], network.inside, strict=True):
+            _put_behind(router, machine, versions)
         yield network
     finally:
-        begun = [machine for machine in machines if machine.namespace in made]
-        for process in (process for machine in begun for process in machine.processes):
+        for process in (process for machine in made for process in machine.processes):
             process.kill()
             process.wait()
-        _end_all(begun)
-        for name in made:
-            _ip("netns", "del", name)
+        _end_all(made)
+        for machine in made:
+            _ip("netns", "del", machine.namespace)
+
+
+def _set_up(machine: Machine, versions: Sequence[int]) -> None:
+    space = ("-n", machine.namespace)
+    if 4 in versions:
+        _ip(*space, "addr", "add", f"{machine.ip4}/24", "dev", "eth0")
+    if 6 in versions:
+        _ip(*space, "addr", "add", f"{machine.ip6}/64", "dev", "eth0", "nodad")
+    _ip(*space, "link", "set", "lo", "up")
+    _ip(*space, "link", "set", "eth0", "up")
+    if 4 not in versions:
+        _ip(*space, "addr", "del", "127.0.0.1/8", "dev", "lo")
+
+
+def _put_behind(router: Machine, machine: Machine, versions: Sequence[int]) -> None:
+    """Connect a machine to a router, which translates the addresses of what leaves, and lets nothing in that was not asked for."""
+    _ip("-n", router.namespace, "link", "add", "inside", "type", "veth", "peer", "name", "eth0", "netns", machine.namespace)
+    _ip("-n", router.namespace, "link", "set", "inside", "up")
+    _set_up(machine, versions)
+    rules = ["add table inet nat", "add chain inet nat out { type nat hook postrouting priority 100 ; }"]
+    rules += [
+        "add rule inet nat out oifname eth0 masquerade",
+        "add chain inet nat in { type filter hook forward priority 0 ; policy drop ; }",
+    ]
+    rules += ["add rule inet nat in iifname inside accept", "add rule inet nat in ct state established,related accept"]
+    router.run(["nft", "; ".join(rules)])
+    for version, gateway, nothing, switch in (
+        (4, "192.168.7.1/24", "default", "net.ipv4.ip_forward"),
+        (6, "fd07::1/64", "::/0", "net.ipv6.conf.all.forwarding"),
+    ):
+        if version in versions:
+            family = f"-{version}"
+            _ip("-n", router.namespace, family, "addr", "add", gateway, "dev", "inside", *(("nodad",) if version == 6 else ()))
+            router.run(["sh", "-c", f"echo 1 > /proc/sys/{switch.replace('.', '/')}"])
+            _ip("-n", machine.namespace, family, "route", "add", nothing, "via", gateway.partition("/")[0], "dev", "eth0")
 
 
 def _end_all(machines: Sequence[Machine]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from shoal._core.transport.authority import Authority, keep_certificate, new_request
-from shoal._core.transport.preamble import DATA, PREAMBLE_BYTES, RECEPTION, SELF, Answer, encode_preamble
+from shoal._core.transport.preamble import PREAMBLE_BYTES, RECEPTION, SELF, Answer, data_of, encode_preamble
 from shoal._core.transport.trust import Certificates
 from shoal.testing import wait_for
 from tests.faults.namespaces import namespaces, needs_namespaces
@@ -102,6 +102,12 @@ shoal.init(log_to_driver=False)
 @shoal.remote(num_cpus=0)
 def answer(): return 42
 print(*shoal.get([answer.options(resources={name: 0.001}).remote() for name in ("n0", "n1")], timeout=60))
+"""
+
+NODES = """
+import shoal
+shoal.init(log_to_driver=False)
+print(*(node["NodeID"] for node in shoal.nodes()))
 """
 
 PROGRAM = """
@@ -198,8 +204,8 @@ def said(sock, words):
 
 def test_strangers_get_nothing_at_any_port(two, tmp_path):
     stranger, canary = two.network.machines[2], tmp_path / "exploded"
-    ports = two.ports()
-    assert len(ports) == 3
+    ports, nodes = two.ports(), [bytes.fromhex(word) for word in two.shells[0].python(NODES).split()]
+    assert (len(ports), len(nodes)) == (3, 2)
 
     def connect(place):
         return stranger.call(lambda: socket.create_connection(place, timeout=PATIENCE_S))
@@ -208,7 +214,7 @@ def test_strangers_get_nothing_at_any_port(two, tmp_path):
         for name, words in words_of_strangers(canary).items():
             with connect(place) as sock:
                 assert said(sock, words) == b"", (place, name)
-            for target in (SELF, DATA, RECEPTION, os.urandom(len(SELF))):
+            for target in (SELF, RECEPTION, os.urandom(len(SELF)), *nodes, *map(data_of, nodes)):
                 with connect(place) as sock:  # plain bytes on a port that is not loopback
                     sock.sendall(encode_preamble(target))
                     assert sock.recv(1) == bytes((Answer.ENCRYPTED_ONLY,)), (place, name)

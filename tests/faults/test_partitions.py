@@ -22,7 +22,7 @@ PATIENCE_S = 60.0
 #: A driver that does what it is told, line by line, and answers with a line each.
 DRIVER = """
 import os, sys, shoal
-shoal.init(log_to_driver=False, namespace="tests")
+shoal.init(*sys.argv[1:], log_to_driver=False, namespace="tests")
 
 @shoal.remote(num_cpus=0)
 class Place:
@@ -52,9 +52,10 @@ for line in sys.stdin:
 
 
 class Driver:
-    def __init__(self, shell):
+    def __init__(self, shell, address=None):
+        arguments = [] if address is None else [address]
         self.process = shell.machine.start(
-            [sys.executable, "-c", DRIVER], env=shell.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", DRIVER, *arguments], env=shell.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def __call__(self, expression):

@@ -97,7 +97,7 @@ class Node:
         loop = asyncio.get_running_loop()
         client = inside_client(loop, self.store, inner.arena, "other nodes")
         self.pulling = Pulling(loop, self.store, client, inner.arena, self.node_id, self._open, cluster.trust)
-        self.serving = Serving(loop, self.store, client, inner.arena, self.pulling, cluster.trust)
+        self.serving = Serving(loop, self.store, client, inner.arena, self.node_id, self.pulling, cluster.trust)
         self.store.puller = self.pulling
         self.store.on_freed = lambda object_ids: cluster.freed(self, object_ids)
 

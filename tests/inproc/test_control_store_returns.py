@@ -217,6 +217,10 @@ CASES: dict[str, Case] = {
     "ListNodes": Case(lambda w: m.ListNodes(0)),
     "DrainNode": Case(lambda w: m.DrainNode(0, w.agent.node_id, m.DRAIN_PREEMPTION, "", 60.0)),
     "DrainNode that is not there": Case(lambda w: m.DrainNode(0, b"n2".ljust(28, b"\0"), m.DRAIN_IDLE, "", 60.0)),
+    "NameHeir": Case(lambda w: m.NameHeir(0, w.agent.node_id, b"n2".ljust(28, b"\0")), by_agent=True),
+    "CallBack of a node that is not there": Case(
+        lambda w: m.CallBack(0, b"n2".ljust(28, b"\0"), b"w" * 28, b"t" * 28, w.agent.node_id), by_agent=True
+    ),
     "RegisterNode": Case(lambda w: w.agent.registration(), by_agent=True),
     "NodeResources": one_way(lambda w: m.NodeResources(w.agent.node_id, w.agent.available()), by_agent=True),
     "ClusterChanged": one_way(lambda w: m.ClusterChanged(w.agent.node_id), by_agent=True),

@@ -22,4 +22,4 @@ def member(directory: Path, authority: Authority, tokens: Tokens) -> Trust:
 def encrypt_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on every TCP connection counts as one between machines."""
     for module in (blocking, port, sockets):
-        monkeypatch.setattr(module, "leaves_machine", lambda address: True)
+        monkeypatch.setattr(module, "leaves_machine", lambda sock: True)

@@ -189,3 +189,47 @@ def test_a_call_that_was_handed_back_can_be_cancelled():
     calls.updated(moved())
     calls.updated(alive(1, SECOND))
     assert shell.sent[2:] == [b"2"]
+
+
+def test_the_next_incarnation_may_be_heard_of_before_the_last_replies_of_the_one_that_moved_are_read():
+    """The sockets are not ordered: on a busy machine a call that had been answered failed with ActorUnavailableError."""
+    calls, shell = make()
+    calls.updated(alive())
+    answered, unanswered, late = call(b"1"), call(b"2", retries=1), call(b"4")
+    submit(calls, answered, unanswered, call(b"3"))
+    calls.handed_back([b"3"])
+    calls.updated(moved())
+    calls.updated(ActorUpdate(ACTOR, ACTOR_ALIVE, 1, SECOND, cause=Cause(DRAINED)))
+    submit(calls, late)
+    assert shell.connecting == [FIRST]
+    assert calls.finished(b"1") is answered
+    calls.check()
+    calls.disconnected()
+    assert shell.connecting == [FIRST, SECOND]
+    assert shell.sent[3:] == [b"2", b"3", b"4"]
+    assert not shell.failed
+    assert unanswered.retries == 1
+    calls.check()
+
+
+def test_nobody_waits_for_the_end_of_one_that_has_answered_everything():
+    calls, shell = make()
+    calls.updated(alive())
+    submit(calls, call(b"1"))
+    calls.finished(b"1")
+    calls.updated(moved())
+    calls.updated(ActorUpdate(ACTOR, ACTOR_ALIVE, 1, SECOND, cause=Cause(DRAINED)))
+    assert shell.connecting == [FIRST, SECOND]
+
+
+def test_replies_of_an_actor_that_moved_and_was_then_ended_for_good_are_read():
+    calls, shell = make()
+    calls.updated(alive())
+    records = [call(b"1"), call(b"2")]
+    submit(calls, *records)
+    calls.handed_back([])
+    calls.updated(ActorUpdate(ACTOR, ACTOR_DEAD, 0, cause=Cause("out_of_scope")))
+    assert calls.finished(b"1") is records[0]
+    calls.disconnected()
+    assert shell.failed == [(b"2", "ActorDiedError")]
+    calls.check()

@@ -389,3 +389,42 @@ def test_a_bundle_that_is_committed_on_a_node_that_drains_by_now_goes_elsewhere(
     assert short(groups.committed(b"g", N1, ok=True)) == [BundlesLost(b"g")]
     assert short(groups.schedule()) == [Prepare(N2, b"g", {0: {"CPU": 2}})]
     groups.check()
+
+
+def moved_off(first: bytes, second: bytes) -> tuple[NodeTable, PlacementGroupTable]:
+    """A group whose only bundle has left a node that drains, where what runs in it runs on."""
+    nodes, groups = tables(node(first), node(second))
+    create(groups, spec(b"g", [2]))
+    groups.prepared(b"g", first, ok=True)
+    groups.committed(b"g", first, ok=True)
+    nodes.draining(first, "preemption", 1.0)
+    groups.node_drains(first)
+    return nodes, groups
+
+
+@pytest.mark.parametrize("placed_again", [False, True])
+def test_the_removal_of_a_group_ends_what_still_runs_on_a_node_that_drains(placed_again):
+    _, groups = moved_off(N1, N2)
+    if placed_again:
+        groups.schedule()
+        groups.prepared(b"g", N2, ok=True)
+        groups.committed(b"g", N2, ok=True)
+    elsewhere = [Release(N2, b"g")] if placed_again else []
+    assert short(groups.remove(b"g")) == [GroupSettled(b"g", removed=True), Release(N1, b"g"), *elsewhere]
+    groups.released(b"g", N2)
+    assert groups.releasing(b"g")
+    assert short(groups.released(b"g", N1)) == [RemovalDone(b"g")]
+    groups.check()
+
+
+def test_a_node_that_drains_and_comes_back_keeps_what_runs_in_a_group_until_that_is_removed():
+    _, groups = moved_off(N1, N2)
+    groups.schedule()
+    groups.prepared(b"g", N2, ok=True)
+    groups.committed(b"g", N2, ok=True)
+    assert short(groups.node_back(N1, {b"g": [0]})) == []
+    groups.remove(b"g")
+    groups.released(b"g", N1)
+    groups.released(b"g", N2)
+    assert short(groups.node_back(N1, {b"g": [0]})) == [Release(N1, b"g")], "it did not hear of it before the control store's restart"
+    groups.check()

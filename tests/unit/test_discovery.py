@@ -8,7 +8,7 @@ import pytest
 
 from shoal._base.processes import read_stat
 from shoal._core.process import session as sessions
-from shoal._core.process.discovery import clusters, live_records, nodes_of, resolve, spell
+from shoal._core.process.discovery import clusters, dead_control_stores, live_records, nodes_of, resolve, spell
 
 
 def record(control, *, part="node", head=False, daemon=True, started_at=0.0):
@@ -39,6 +39,19 @@ def test_a_session_that_lies_elsewhere_is_found_by_its_link(tmp_path, monkeypatc
     (killed.directory / "token").unlink()
     sessions.sweep(sessions.user_dir(tmp_path / "usual"))
     assert list((tmp_path / "usual").rglob("session_*")) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives a directory to another user, which needs root")
+def test_records_below_a_directory_of_somebody_else_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOAL_TMPDIR", str(tmp_path))
+    alive, dead = sessions.create(tmp_path), sessions.create(tmp_path)
+    for one in (alive, dead):
+        one.record(record("tcp:127.0.0.1:1", part="control store"))
+    path = dead.directory / "session.json"
+    path.write_text(path.read_text().replace(f'"start_time":{read_stat(os.getpid()).start_time}', '"start_time":1'))
+    assert [found.session_dir for found in dead_control_stores()] == [str(dead.path)]
+    os.chown(sessions.user_dir(tmp_path), 65534, -1)
+    assert (live_records(), dead_control_stores()) == ([], [])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from shoal._core.node_agent.draining import BATCH, END_S, MOST_UNDER_WAY, RETRY_S, CopyOff, Draining, EndWork, Leave, Load, Phase, refusal
+from shoal._core.node_agent.draining import (
+    BATCH,
+    END_S,
+    MOST_UNDER_WAY,
+    RETRY_S,
+    SPREAD_S,
+    Bequeath,
+    CopyOff,
+    Draining,
+    EndWork,
+    Leave,
+    Load,
+    Phase,
+    refusal,
+)  # fmt: skip
 from shoal._core.wire.messages import DRAIN_IDLE, DRAIN_PREEMPTION
 
 ME, HOME, OTHER = b"me", b"home", b"other"
@@ -111,3 +125,35 @@ def test_an_answer_about_an_object_that_was_freed_meanwhile_changes_nothing() ->
     state.answered(HOME, [X], [X])
     state.check()
     assert state.step(Load(objects={X: HOME}), [HOME], 0.2) == [CopyOff(HOME, [X])], "made again by a task that still ran"
+
+
+# --- what the agent owns in the place of processes that have ended
+
+
+def test_what_the_agent_owns_goes_to_one_node_and_everybody_has_time_to_hear_of_it() -> None:
+    state = drain()
+    assert state.step(Load(leaving=1), [HOME, OTHER], 0.0) == [], "they may have something to hand over"
+    assert state.step(Load(tasks=1, owned=2), [HOME, OTHER], 0.0) == [Bequeath(HOME)], "they may run to the deadline"
+    assert state.step(Load(owned=2), [OTHER], 0.1) == [], "it is under way"
+    state.bequeathed(True, 1.0)
+    assert state.step(Load(owned=1), [OTHER, HOME], 1.1) == [Bequeath(HOME)], "there is one heir"
+    state.bequeathed(True, 2.0)
+    assert state.step(Load(objects={X: HOME}), [HOME, OTHER], 2.1) == [CopyOff(HOME, [X])]
+    state.answered(HOME, [X], [X])
+    assert state.step(Load(), [HOME, OTHER], 2.0 + SPREAD_S / 2) == []
+    assert state.step(Load(), [HOME, OTHER], 2.0 + SPREAD_S) == [Leave()]
+
+
+def test_if_one_node_does_not_take_what_the_agent_owns_the_next_one_is_asked() -> None:
+    state = drain()
+    for heir in (HOME, OTHER, HOME):
+        assert state.step(Load(owned=1), [HOME, OTHER], 0.0) == [Bequeath(heir)]
+        state.bequeathed(False, 0.0)
+
+
+def test_what_the_agent_owns_keeps_the_last_node_not_at_all_and_the_others_until_the_deadline() -> None:
+    assert drain().step(Load(owned=1), [], 0.0) == [Leave()]
+    state = drain()
+    state.step(Load(owned=1), [HOME], 0.0)
+    assert state.step(Load(owned=1), [HOME], 10.0) == [EndWork()]
+    assert state.step(Load(owned=1), [HOME], 10.0) == [Leave()]

@@ -41,6 +41,7 @@ class FakePeer:
     def __init__(self) -> None:
         self.connection: Any = FakeConnection()
         self.index: int | None = 7
+        self.takes_calls = True
 
     def known_template(self, template: TaskTemplate) -> int | None:
         return self.index

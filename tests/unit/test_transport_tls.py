@@ -30,11 +30,12 @@ from shoal._core.transport import (
 from shoal._core.transport.addresses import TcpAddress, announced, is_any, is_loopback, parse_address
 from shoal._core.transport.authority import Authority, BadRequest, new_request, open_authority
 from shoal._core.transport.blocking import BlockingSocket
-from shoal._core.transport.preamble import DATA, PREAMBLE_BYTES, RECEPTION, SELF, Answer, encode_preamble
+from shoal._core.transport.preamble import PREAMBLE_BYTES, RECEPTION, SELF, Answer, data_of, encode_preamble
 from shoal._core.wire import messages as wire
 from shoal.testing import TransportContract
 from tests.unit.certificates import encrypt_loopback, member
 
+DATA = data_of(b"n" * len(SELF))
 TOKENS = Tokens(b"t" * 32)
 MARK = b"the marker that nobody between us may read"
 
@@ -159,7 +160,7 @@ def test_plain_bytes_are_refused_where_encrypted_ones_are_expected(run: Run, tru
         where = parse_address(listener.address)
         assert isinstance(where, TcpAddress)
         for encrypted, must, answer in [(False, True, Answer.ENCRYPTED_ONLY), (True, False, Answer.PLAIN_ONLY)]:
-            monkeypatch.setattr(port, "leaves_machine", lambda address, must=must: must)
+            monkeypatch.setattr(port, "leaves_machine", lambda sock, must=must: must)
             with socket.create_connection(where) as client:
                 client.setblocking(False)
                 await loop.sock_sendall(client, encode_preamble(SELF, encrypted=encrypted))
@@ -182,7 +183,7 @@ def test_a_client_that_sees_another_address_is_told(
         async with Wire(listener.address) as forwarder:
             there = parse_address(listener.address)
             assert isinstance(there, TcpAddress)
-            monkeypatch.setattr(port, "leaves_machine", lambda address: server_thinks == (address[1] == there.port))
+            monkeypatch.setattr(port, "leaves_machine", lambda sock: server_thinks == (sock.getsockname()[1] == there.port))
             with pytest.raises(EncryptionMismatch, match=text):
                 await transport.connect(forwarder.address, ignore)
         listener.close()

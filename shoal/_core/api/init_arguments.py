@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from shoal._base.log_config import LoggingConfig
+from shoal._base.spill_place import read_spill_place
 from shoal._base.suggestions import did_you_mean
 from shoal._core.scheduling.labels import check_labels
 from shoal._core.scheduling.resources import parse_amount, parse_resources, to_floats
@@ -43,7 +45,7 @@ def check_keywords(kwargs: Mapping[str, Any], valid: Iterable[str]) -> None:
         return
     if not isinstance(system_config, dict):
         raise TypeError(f"_system_config must be a dict, got {type(system_config).__name__}.")
-    logger.debug("Ignoring _system_config: %s", ", ".join(map(str, system_config)))
+    logger.debug("Ignoring _system_config, but for where objects are spilled: %s", ", ".join(map(str, system_config)))
 
 
 def checked_amount(argument: str, value: float | None) -> float | None:
@@ -78,6 +80,13 @@ def checked_text(argument: str, value: str | None) -> str:
     if not isinstance(value, str | None):
         raise TypeError(f"{argument} must be a string or None, got {type(value).__name__}: {value!r}.")
     return value or ""
+
+
+def checked_spill_place(given: str | None, system_config: Mapping[str, Any] | None = None) -> str:
+    """Return where the node spills objects: a path, a URL, or "" for its session's directory. TypeError, ValueError, ImportError."""
+    if not isinstance(system_config, Mapping | None):
+        raise TypeError(f"_system_config must be a dict, got {type(system_config).__name__}.")
+    return read_spill_place(checked_text("object_spilling_directory", given), system_config, os.environ)
 
 
 def checked_node_labels(labels: dict[str, str] | None) -> dict[str, str]:

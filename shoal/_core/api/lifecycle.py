@@ -31,6 +31,7 @@ from .init_arguments import (
     checked_bytes,
     checked_node_labels,
     checked_resources,
+    checked_spill_place,
     checked_store_bytes,
     checked_text,
     configure_logger,
@@ -147,7 +148,7 @@ def init(
             "node_name": checked_text("_node_name", kwargs.get("_node_name")),
             "node_ip": checked_text("_node_ip_address", kwargs.get("_node_ip_address")) or "127.0.0.1",
             "temp_dir": checked_text("_temp_dir", kwargs.get("_temp_dir")),
-            "spill_dir": checked_text("object_spilling_directory", kwargs.get("object_spilling_directory")),
+            "spill_dir": checked_spill_place(kwargs.get("object_spilling_directory"), kwargs.get("_system_config")),
         }
         override_node(node, os.environ)
         if local_mode and address not in (None, "local"):
@@ -170,7 +171,8 @@ def init(
             else:
                 described: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": resources, "labels": labels}
                 described |= {"object_store_memory": object_store_memory, **own_entry}
-                described |= {name: kwargs.get(name) for name in ("_system_config", "_node_name", "_memory", "_node_ip_address")}
+                names = ("_system_config", "_node_name", "_memory", "_node_ip_address", "object_spilling_directory")
+                described |= {name: kwargs.get(name) for name in names}
                 check_none_given(joined, described)
             try:
                 runtime = _connect(joined, record, settings, settings.log_to_driver if log_to_driver is None else bool(log_to_driver))

@@ -98,7 +98,6 @@ class ControlLink:
         self._waiting: dict[int, LinkReply] = {}
         self._dialling: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._welcome: asyncio.Future[Any] | None = None
 
     # --- life ---
 
@@ -125,6 +124,10 @@ class ControlLink:
         answer = await connection.request(self.greet()) if self.greet is not None else None
         self._use(connection)
         return answer
+
+    def open_later(self) -> None:
+        """Begin to connect and return at once; it is tried until it succeeds, and requests wait for it."""
+        self._again()
 
     def close(self) -> None:
         """Send what can be sent, and end. Requests that wait raise ConnectionLost. Idempotent."""

@@ -2,6 +2,7 @@
 
     somebody --DrainNode--> [known?] --Drain--> node agent: it decides, and drains by itself
              <----Ack------ [nothing new is placed there; actors that may restart and bundles move] <--Ack--
+    node agent --NameHeir--> [its record says who answers for its objects; spread] --Ack--> it may leave
     node agent --NodeDrained--> [dead, "drained: ..."; what dies of it counts against no budget] --Ack--> it ends
 
 The agent is the one that knows: it comes back with ``draining`` in its record after a restart of the control store, and goes on meanwhile.
@@ -13,7 +14,7 @@ import logging
 from functools import partial
 
 from shoal._core.transport.errors import RequestFailed
-from shoal._core.wire.messages import DRAINED, Ack, Cause, Drain, DrainNode, Message, NodeDrained, NodeRecord, describe_drain
+from shoal._core.wire.messages import DRAINED, Ack, Cause, Drain, DrainNode, Message, NameHeir, NodeDrained, NodeRecord, describe_drain
 
 from .core import Core, Handler, Session
 from .node_service import NodeService
@@ -34,7 +35,7 @@ class DrainService:
         nodes.on_draining_back = self._move_away
 
     def handlers(self) -> dict[type[Message], Handler]:
-        return {DrainNode: self._drain, NodeDrained: self._drained}
+        return {DrainNode: self._drain, NameHeir: self._name_heir, NodeDrained: self._drained}
 
     def _drain(self, session: Session, message: DrainNode) -> None:
         core, node_id = self._core, message.node_id
@@ -76,6 +77,12 @@ class DrainService:
         cause = Cause(DRAINED, f"Its node {record.hostname} leaves the cluster ({record.draining}).", node_id=record.node_id)
         core.perform(core.actors.node_drains(record.node_id, cause))
         core.perform(core.groups.node_drains(record.node_id))
+
+    def _name_heir(self, session: Session, message: NameHeir) -> None:
+        if session.node_id == message.node_id:
+            self._core.perform(self._core.nodes.name_heir(message.node_id, message.heir))
+            self._nodes.tell_others(message.node_id)
+        self._core.outbox.send(session.connection, Ack(message.rid))
 
     def _drained(self, session: Session, message: NodeDrained) -> None:
         node = self._core.nodes.get(message.node_id)

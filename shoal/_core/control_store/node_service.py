@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -33,11 +34,23 @@ from .membership_service import MembershipService
 from .nodes import Node
 from .rows import encode
 from .scheduling_service import SchedulingService
+from .sweep_service import SweepService
 
 log = logging.getLogger("shoal.control_store")
 
-#: Tells whether nobody listens at this endpoint any more.
-Probe = Callable[[str], Awaitable[bool]]
+
+class Probe(NamedTuple):
+    """How a control store looks at the endpoint of a node."""
+
+    #: Whether the node can be dialled there now.
+    is_there: Callable[[NodeRecord], Awaitable[bool]]
+    #: Whether it has ended, as its machine refuses connections.
+    has_ended: Callable[[NodeRecord], Awaitable[bool]]
+
+
+#: Seconds before each look at the endpoint of a node that joins, as long as it is not found there: what keeps it from being dialled
+#: may be over soon.
+LOOKS_S = (0.0, 5.0, 60.0)
 
 #: Seconds between two words to the node agents about the others: at least, and about what is used on them also at most in a small cluster.
 VIEW_S = 0.1
@@ -50,11 +63,18 @@ RETIREMENTS = frozenset({"idle", "max_calls", "retired"})
 
 class NodeService:
     def __init__(
-        self, core: Core, jobs: JobService, scheduling: SchedulingService, members: MembershipService | None, probe: Probe | None
+        self,
+        core: Core,
+        jobs: JobService,
+        scheduling: SchedulingService,
+        sweeps: SweepService,
+        members: MembershipService | None,
+        probe: Probe | None,
     ) -> None:
         self._core = core
         self._jobs = jobs
         self._scheduling = scheduling
+        self._sweeps = sweeps
         self._members = members
         #: Where control stores of this cluster are, if there are several.
         self._control_stores: list[str] = []
@@ -83,9 +103,15 @@ class NodeService:
         for connection in self._core.agents.values():
             self._core.outbox.send(connection, ControlStores(addresses))
 
+    def close(self) -> None:
+        """Look at nobody any more."""
+        for task in self._probing:
+            task.cancel()
+
     def started(self) -> None:
         """The tables were read back."""
         self._look_later()
+        self._sweeps.look_later()
 
     def disconnected(self, session: Session) -> None:
         node_id, core = session.node_id, self._core
@@ -97,15 +123,36 @@ class NodeService:
         assert node is not None
         if self._probe is None or not node.record.endpoint:
             self.node_died(node_id, "The connection to its node agent was lost.")
-        else:
-            task = core.loop.create_task(self._see_whether_it_lives(self._probe, node_id, node.record.endpoint))
-            self._probing.add(task)
-            task.add_done_callback(self._probing.discard)
+        elif node.found:
+            self._begin(self._see_whether_it_lives(self._probe, node))
 
-    async def _see_whether_it_lives(self, probe: Probe, node_id: bytes, endpoint: str) -> None:
-        """Nobody at its port: it is dead at once. Anything else is left to its silence."""
-        if await probe(endpoint) and node_id not in self._core.agents and self._core.nodes.get(node_id) is not None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._core.loop.create_task(work)
+        self._probing.add(task)
+        task.add_done_callback(self._probing.discard)
+
+    async def _see_whether_it_lives(self, probe: Probe, node: Node) -> None:
+        """Nobody at the port where it was: it is dead at once. Anything else is left to its silence."""
+        node_id = node.record.node_id
+        if await probe.has_ended(node.record) and node_id not in self._core.agents and self._core.nodes.get(node_id) is node:
             self.node_died(node_id, "The connection to its node agent was lost, and nobody listens at its port.")
+
+    async def _see_whether_it_is_there(self, probe: Probe, node: Node) -> None:
+        """Others dial a node that has joined, unless it cannot be: then it dials them."""
+        core, node_id = self._core, node.record.node_id
+        connection = core.agents[node_id]
+        for pause_s in LOOKS_S:
+            await asyncio.sleep(pause_s)
+            reachable = await probe.is_there(node.record)
+            if core.agents.get(node_id) is not connection:
+                return
+            changed = core.nodes.found(node_id, reachable)
+            if changed:
+                core.perform(changed)
+                self.tell_others(node_id)
+            if reachable:
+                return
+            log.info("Node %s (%s) cannot be dialled at %s.", node_id.hex(), node.record.name, node.record.endpoint)
 
     def _look_later(self) -> None:
         """Look at who is silent, for as long as there is somebody to look at."""
@@ -140,6 +187,7 @@ class NodeService:
             before.abort()
         session.node_id = node_id
         core.agents[node_id] = session.connection
+        record.seen_at = session.connection.host
         core.perform(core.nodes.joined(record, core.loop.time()))
         core.outbox.send(session.connection, Ack(message.rid))
         if self._members is not None:
@@ -161,6 +209,10 @@ class NodeService:
         if record.draining:
             self.on_draining_back(record)
         self._look_later()
+        if self._probe is not None and record.endpoint:
+            node = core.nodes.get(node_id)
+            assert node is not None
+            self._begin(self._see_whether_it_is_there(self._probe, node))
         self._scheduling.reschedule()
 
     def tell_others(self, node_id: bytes) -> None:
@@ -210,6 +262,7 @@ class NodeService:
         self.tell_others(node_id)
         cause = _cause_of_death(node.record, reason)
         core.perform(core.nodes.left(node_id, reason))
+        self._sweeps.look_later()
         core.placement.node_left(node_id)
         core.publish("nodes", node_id, encode(node.record))
         for job_id in core.jobs.of_node(node_id):

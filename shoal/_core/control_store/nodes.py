@@ -34,6 +34,8 @@ class Node:
     record: NodeRecord
     #: Whether its agent is connected. Not so after a restart of the control store, or a loss of the connection, until it comes back.
     connected: bool = True
+    #: It has been dialled at its endpoint, so that a refusal there says that it has ended.
+    found: bool = False
     #: Fixed-point amounts asked of the agent and not answered yet.
     promised: dict[str, int] = field(default_factory=dict)
     #: Starts of actors that wait for the agent's answer.
@@ -128,6 +130,16 @@ class NodeTable:
         """The connection to its agent was lost."""
         self._nodes[node_id].connected = False
 
+    def found(self, node_id: bytes, reachable: bool) -> list[Instruction]:
+        """Its endpoint was dialled, and it was there or not. Empty: the others know so already."""
+        node = self._nodes[node_id]
+        node.found = reachable
+        if node.record.reachable == reachable:
+            return []
+        node.record.reachable = node.view.reachable = reachable
+        node.encoded = msgspec.Raw(encode(node.record))
+        return [Change(NODES, node_id, bytes(node.encoded))]
+
     def missing(self) -> bool:
         """Whether a node is known and not connected."""
         return any(not node.connected for node in self._nodes.values())
@@ -137,6 +149,15 @@ class NodeTable:
         node = self._nodes[node_id]
         for record in (node.record, node.view):
             record.draining, record.leaves_at = why, leaves_at
+        node.encoded = msgspec.Raw(encode(node.record))
+        return [Change(NODES, node_id, bytes(node.encoded))]
+
+    def name_heir(self, node_id: bytes, heir: bytes) -> list[Instruction]:
+        """Another node answers for what this one's agent owns, when it has left."""
+        node = self._nodes.get(node_id)
+        if node is None:
+            return []
+        node.record.heir = heir
         node.encoded = msgspec.Raw(encode(node.record))
         return [Change(NODES, node_id, bytes(node.encoded))]
 
@@ -158,6 +179,18 @@ class NodeTable:
             oldest, _ = self._dead.popitem(last=False)
             changes.append(Change(NODES, oldest, None))
         return changes
+
+    def unswept(self) -> list[NodeRecord]:
+        """Return the dead nodes that may have left files behind a URL."""
+        return [record for record in self._dead.values() if record.spill_url]
+
+    def swept(self, node_id: bytes) -> list[Instruction]:
+        """Nothing of a dead node is left there."""
+        record = self._dead.get(node_id)
+        if record is None:
+            return []
+        record.spill_url = record.spill_directory = ""
+        return [Change(NODES, node_id, encode(record))]
 
     def resources(self, node_id: bytes, available: dict[str, int], total: dict[str, int] | None) -> bool:
         """Note the agent's figures; return whether the node is known. Not stored: they are of now."""

@@ -106,6 +106,9 @@ class PlacementGroupTable:
                 held.update(asked.get(node_id, ()))
             self._settle(group, node_id, group.preparing.get(node_id, []), taken=True)
             group.releasing[node_id] = group.resources(held)
+        for node in self._nodes.living():  # its bundles have left those that drain, and what runs in them has not
+            if not node.record.takes_work:
+                group.releasing.setdefault(node.record.node_id, {})
         group.preparing, group.prepared, group.committing = {}, {}, {}
         group.record = with_state(record, REMOVED, [b""] * len(record.nodes))
         instructions: list[Instruction] = [self._save(group_id), GroupSettled(group_id, removed=True)]
@@ -255,7 +258,7 @@ class PlacementGroupTable:
             group = self._groups.get(group_id)
             if group is None:
                 instructions.append(Release(node_id, group_id))
-            elif leaves and group.record.state == RESCHEDULING:
+            elif leaves and group.record.state != REMOVED:
                 continue
             elif node_id not in group.nodes_asked() and node_id not in group.releasing:
                 group.in_vain.add(node_id)

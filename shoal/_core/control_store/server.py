@@ -35,6 +35,7 @@ from shoal._core.wire.messages import (
 from . import rows
 from .actor_records import ActorStatistics
 from .actor_service import ActorService
+from .call_back_service import CallBackService
 from .core import Core, Handler, Session
 from .drain_service import DrainService
 from .functions import FunctionStatistics
@@ -51,6 +52,7 @@ from .placement import PlacementStatistics
 from .publication import PublicationStatistics
 from .scheduling_service import SchedulingService
 from .storage.interface import Change, Deposed, Storage, TablesDamaged
+from .sweep_service import SweepService
 
 log = logging.getLogger("shoal.control_store")
 
@@ -85,7 +87,7 @@ class ControlStore:
         storage: where rows live; call ``load`` once before the first ``accept`` if it may hold any.
         membership: issues certificates and changes the token; None: nobody may ask for that.
         clock: seconds since the epoch, for ``started_at`` and the like. Timeouts use the loop's time.
-        probe: tells whether nobody listens at a node's endpoint any more; None: a lost connection is the end of the node.
+        probe: looks at the endpoints of nodes; None: they have none, and a lost connection is the end of a node.
     """
 
     def __init__(
@@ -104,11 +106,11 @@ class ControlStore:
         self._actors = ActorService(core, self._jobs, self._scheduling)
         self._groups = GroupService(core, self._jobs, self._scheduling)
         self._members = members = None if membership is None else MembershipService(core, membership)
-        self._nodes = NodeService(core, self._jobs, self._scheduling, members, probe)
+        self._nodes = NodeService(core, self._jobs, self._scheduling, SweepService(core, settings.spill_sweep_s), members, probe)
         core.performs(ActorEnded, self._actor_ended)
         self._handlers: dict[type[Message], Handler] = {Ping: self._ping, CancelRequest: self._cancel}
         drains = DrainService(core, self._scheduling, self._nodes)
-        for service in (self._jobs, self._actors, self._groups, self._nodes, members, drains):
+        for service in (self._jobs, self._actors, self._groups, self._nodes, CallBackService(core), members, drains):
             self._handlers |= {} if service is None else service.handlers()
 
     def load(self) -> None:
@@ -160,6 +162,7 @@ class ControlStore:
 
     def close(self) -> None:
         """Write what is left. The connections and the storage belong to the caller."""
+        self._nodes.close()
         self._core.outbox.close()
 
     def statistics(self) -> ControlStoreStatistics:

@@ -73,15 +73,25 @@ class AdoptedObjects:
         self.promote_elsewhere: Callable[[bytes, PromoteCopy], Awaitable[bool]] = _nobody
         #: Whether an object may be one that lies on another node, whose owner of this node has just ended.
         self.awaits: Callable[[bytes], bool] = _never
+        #: Passes on what is said of an object that another agent owns by now; False: none does.
+        self.relay: Callable[[Peer, Any], bool] = _not_passed_on
         #: Requests in progress; joined (cancelled) by ``close``.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def adopt(self, connection: Peer, message: AdoptObjects) -> None:
+        self.state.adopt(message.objects, self._borrowers_of(message), self._loop.time())
+        connection.send(Ack(message.rid))
+
+    def inherit(self, message: AdoptObjects) -> None:
+        """The agent of a node that leaves promises what it owns."""
+        self.state.inherit(message.objects, message.testator, self._borrowers_of(message), self._loop.time())
+
+    def _borrowers_of(self, message: AdoptObjects) -> set[bytes]:
+        """Hear of the ends of all who hold these; return all who live."""
         for one in message.objects:
             for borrower, _ in one.borrowers:
                 self.watch(borrower)
-        self.state.adopt(message.objects, self._living(), self._loop.time())
-        connection.send(Ack(message.rid))
+        return self._living()
 
     def owner_killed(self, worker_id: bytes) -> None:
         """Keep what the dead process owned in the store until its holders have had time to ask."""
@@ -119,8 +129,26 @@ class AdoptedObjects:
         """Whether it is one of those whose owner's end is not noticed here yet, or that are being adopted from other nodes."""
         return object_id not in self.state and (self._store.contains(object_id) or self.awaits(object_id))
 
+    def is_held_up(self, object_id: bytes) -> bool:
+        """Whether what borrowers say of it waits."""
+        return object_id in self._late
+
+    def hold_up(self, object_ids: Iterable[bytes]) -> None:
+        """Let what borrowers say of these wait until ``go_on``."""
+        self._late |= {object_id: [] for object_id in object_ids}
+
+    def go_on(self, object_ids: Iterable[bytes]) -> None:
+        for object_id in object_ids:
+            self._serve_late_words(object_id)
+
+    def testator_ended(self, node_id: bytes, *, is_heir: bool) -> None:
+        """The node, which may have promised something to this one, has left or died."""
+        self._free(self.state.testator_ended(node_id, self._loop.time(), is_heir=is_heir))
+
     def _serve(self, connection: Peer, message: Any) -> None:
         kind = type(message)
+        if self.relay(connection, message):
+            return
         if kind is GetObject or kind is AddBorrower:
             self._answer(connection, message)
         elif kind is RemoveBorrower:
@@ -167,10 +195,10 @@ class AdoptedObjects:
                 "held it any more. Compute it again, or keep its owner alive.",
             )
         elif isinstance(message, AddBorrower):
-            adopted.readers[message.borrower.node_id] = None
             if not self._is_gone(message.borrower):
                 self.watch(message.borrower)
                 self.state.add_borrower(message.object_id, message.borrower.worker_id, message.count, full=message.full)
+                adopted.addresses[message.borrower.worker_id] = message.borrower
             connection.send(Ack(message.rid))
         elif adopted.lost:
             connection.fail(
@@ -178,12 +206,10 @@ class AdoptedObjects:
                 "ObjectLostError",
                 f"Object {message.object_id.hex()} is lost from the object store, and its owner, who could compute it again, has died.",
             )
+        elif adopted.value.refs:
+            self._spawn(self._hand_out(connection, message, adopted))
         else:
-            adopted.readers[message.borrower.node_id] = None
-            if adopted.value.refs:
-                self._spawn(self._hand_out(connection, message, adopted))
-            else:
-                connection.send(ObjectValue(message.rid, adopted.value))
+            connection.send(ObjectValue(message.rid, adopted.value))
 
     def _is_gone(self, borrower: Address) -> bool:
         """Whether the process was here and has ended: somebody registers it without knowing that, and nobody would unregister it."""
@@ -199,8 +225,8 @@ class AdoptedObjects:
         """Ask the nodes of its readers one after the other whether they have a complete copy, this one first."""
         object_id, refs, lost = adopted.object_id, adopted.value.refs, adopted.value.node_id
         found = b""
-        for node_id in dict.fromkeys((self._me.node_id, *reversed(adopted.readers))):
-            if node_id == lost:
+        for node_id in dict.fromkeys((self._me.node_id, *(reader.node_id for reader in reversed(adopted.addresses.values())))):
+            if node_id in (lost, b""):
                 continue
             if node_id == self._me.node_id:
                 is_there = self._store.promote(object_id, self._me, refs)
@@ -211,17 +237,17 @@ class AdoptedObjects:
                 break
         if not self.state.found(adopted, found) and found:  # freed meanwhile
             self._free_stored(found, [object_id])
-        self._serve_all(self._late.pop(object_id))
+        self._serve_late_words(object_id)
 
     async def _serve_late(self, object_id: bytes) -> None:
         for _ in range(max(1, round(self._grace_s / LOOK_S))):
             await asyncio.sleep(LOOK_S)
             if not self._may_be_adopted(object_id):
                 break
-        self._serve_all(self._late.pop(object_id))
+        self._serve_late_words(object_id)
 
-    def _serve_all(self, messages: list[tuple[Peer, Any]]) -> None:
-        for connection, message in messages:
+    def _serve_late_words(self, object_id: bytes) -> None:
+        for connection, message in self._late.pop(object_id):
             if not connection.closed:  # or what it registers would never be given back
                 self._serve(connection, message)
 
@@ -231,7 +257,7 @@ class AdoptedObjects:
         # The owner of what is inside counts it under the name of the sender, when it is the reader itself.
         # What is adopted too was registered here: a reader that looked for its dead owner first would register again.
         owners = await asyncio.gather(
-            *(self._register(inner, me if inner.owner.worker_id == reader.worker_id else reader) for inner in adopted.value.refs)
+            *(self.register(inner, me if inner.owner.worker_id == reader.worker_id else reader) for inner in adopted.value.refs)
         )
         refs = [ObjectRefInfo(inner.object_id, owner) for inner, owner in zip(adopted.value.refs, owners, strict=True)]
         connection.send(ObjectValue(message.rid, msgspec.structs.replace(adopted.value, refs=refs)))
@@ -239,12 +265,12 @@ class AdoptedObjects:
     async def _register_inside(self, adopted: AdoptedObject, dead: bytes) -> None:
         """Hold the references inside at their owners; the dead process itself answers for nothing any more."""
         inside = [inner for inner in adopted.value.refs if inner.owner.worker_id != dead and inner.object_id not in self.state]
-        await asyncio.gather(*(self._register(inner, self._me) for inner in inside))
+        await asyncio.gather(*(self.register(inner, self._me) for inner in inside))
         adopted.registered = True
         if adopted.object_id not in self.state:  # freed meanwhile
             self._free(self._unregister_inside(adopted))
 
-    async def _register(self, inner: ObjectRefInfo, borrower: Address) -> Address:
+    async def register(self, inner: ObjectRefInfo, borrower: Address) -> Address:
         """Return who has counted it: its owner, or the agent of its owner's node, if the owner has left."""
         for owner in (inner.owner, _agent_of(inner.owner)):
             if self._add_borrower(inner.object_id, borrower):
@@ -266,6 +292,7 @@ class AdoptedObjects:
         if not self.state.add_borrower(object_id, borrower.worker_id, 1, full=False):
             return False
         self.watch(borrower)
+        self.state.objects[object_id].addresses[borrower.worker_id] = borrower
         return True
 
     def _free(self, freed: Iterable[AdoptedObject]) -> None:
@@ -294,10 +321,11 @@ class AdoptedObjects:
             if inner.object_id in self.state:  # its owner has ended too, and what was registered there is counted here
                 freed += self.state.remove_borrower(inner.object_id, me, 1)
             elif inner.owner.worker_id != me and self._connect is not None:
-                self._spawn(self._unregister(inner))
+                self._spawn(self.unregister(inner))
         return freed
 
-    async def _unregister(self, inner: ObjectRefInfo) -> None:
+    async def unregister(self, inner: ObjectRefInfo) -> None:
+        """Give back what this agent has registered for a reference inside."""
         assert self._connect is not None
         for owner in (inner.owner, _agent_of(inner.owner)):
             if inner.object_id in self.state:
@@ -333,6 +361,11 @@ async def _nobody(node_id: bytes, message: PromoteCopy) -> bool:
 
 def _never(object_id: bytes) -> bool:
     """There are no other nodes."""
+    return False
+
+
+def _not_passed_on(connection: Peer, message: Any) -> bool:
+    """This node does not leave."""
     return False
 
 

@@ -9,16 +9,20 @@ the object store (``adopt_stored``): nobody knows who borrows it, so it waits ``
 Counts. What an owner hands over, and passes on until it has ended, is exact: nothing is lost, and nothing may be added when a borrower
 that turns here tells its *full* count. Of an owner that was killed nothing is known, so full counts add up with what third processes
 register meanwhile; one of these may be counted twice, which can leak until the borrower ends, and never free early.
+
+A node that leaves hands on what others hold (``held``, ``pass_on``) to the agent of another one, which keeps it as promised (``inherit``)
+until the first has ended: its heir by then, or not (``testator_ended``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from shoal._core.wire.messages import STORED, OwnedObject, Value
+from shoal._core.wire.messages import STORED, Address, OwnedObject, Value
 
 
 @dataclass(slots=True, eq=False)
@@ -29,12 +33,12 @@ class AdoptedObject:
     counts: dict[bytes, int] = field(default_factory=dict)
     #: Borrowers whose count is the dead owner's word; their own first word is still to come.
     inherited: set[bytes] = field(default_factory=set)
+    #: Where borrowers are, as far as they have said it.
+    addresses: dict[bytes, Address] = field(default_factory=dict)
     #: Until then it lives without borrowers.
     grace_until: float = 0.0
     forever: bool = False
     lost: bool = False
-    #: Nodes of processes that may have read it, the last one last: copies may be there.
-    readers: dict[bytes, None] = field(default_factory=dict)
     #: The owner's counts are known, as it ended in good order.
     handed_over: bool = False
     #: The agent itself is registered with the owners of the references inside (and has to unregister).
@@ -51,6 +55,8 @@ class Adoption:
         self._containers: dict[bytes, set[bytes]] = {}
         #: Objects whose grace must be looked at, so that a tick does not visit all.
         self._in_grace: set[bytes] = set()
+        #: Node that leaves -> what it has promised to this one.
+        self._promised: dict[bytes, set[bytes]] = {}
 
     def __contains__(self, object_id: bytes) -> bool:
         return object_id in self.objects
@@ -64,11 +70,54 @@ class Adoption:
             for borrower, count in one.borrowers:
                 adopted.counts[borrower.worker_id] = adopted.counts.get(borrower.worker_id, 0) + count
                 adopted.inherited.add(borrower.worker_id)
-                adopted.readers[borrower.node_id] = None
+                adopted.addresses[borrower.worker_id] = borrower
             if adopted.counts and adopted.counts.keys() <= set(connected):
                 self._end_grace(adopted)
             taken.append(adopted)
         return taken
+
+    def held(self) -> list[AdoptedObject]:
+        """Return what borrowers hold, what is inside of that, to any depth, and what that is inside of."""
+        found: dict[bytes, AdoptedObject] = {}
+        work = [adopted for adopted in self.objects.values() if adopted.counts or adopted.forever]
+        while work:
+            adopted = work.pop()
+            if adopted.object_id not in found:
+                found[adopted.object_id] = adopted
+                work += [self.objects[inner.object_id] for inner in adopted.value.refs if inner.object_id in self.objects]
+                work += [self.objects[container] for container in self._containers.get(adopted.object_id, ())]
+        return list(found.values())
+
+    def pass_on(self, adopted: Sequence[AdoptedObject]) -> None:
+        """Another agent owns these from now on; nothing of them is free."""
+        for one in adopted:
+            del self.objects[one.object_id]
+            self._end_grace(one)
+        for one in adopted:
+            self._let_go_inside(one)
+
+    def inherit(self, objects: Iterable[OwnedObject], testator: bytes, connected: Collection[bytes], now: float) -> None:
+        """Take over from the agent of a node that leaves, for the time when it has."""
+        new = [one for one in objects if one.object_id not in self.objects]
+        for adopted in self.adopt(new, connected, now):
+            adopted.grace_until = math.inf
+            self._in_grace.add(adopted.object_id)
+            self._promised.setdefault(testator, set()).add(adopted.object_id)
+
+    def testator_ended(self, testator: bytes, now: float, *, is_heir: bool) -> list[AdoptedObject]:
+        """The node has left or died; returns what is free.
+
+        Borrowers have the grace to turn to its heir. If that is not this node, none will come.
+        """
+        promised = [self.objects[object_id] for object_id in sorted(self._promised.pop(testator, ())) if object_id in self.objects]
+        for adopted in promised:
+            adopted.grace_until = now + self._grace_s
+            if not is_heir:
+                adopted.counts.clear()
+                adopted.inherited.clear()
+                adopted.forever = False
+                self._end_grace(adopted)
+        return [] if is_heir else self._collect([adopted.object_id for adopted in promised])
 
     def moved(self, object_id: bytes, source: bytes, node_id: bytes) -> bool:
         """The object lies on ``node_id`` from now on, no more on ``source``; False if it is not here, or does not lie there."""
@@ -86,7 +135,7 @@ class Adoption:
         """Return the object for a reader, who will register; an object in its grace gets a new one."""
         adopted = self.objects.get(object_id)
         if adopted is not None and adopted.object_id in self._in_grace:
-            adopted.grace_until = now + self._grace_s
+            adopted.grace_until = max(adopted.grace_until, now + self._grace_s)
         return adopted
 
     def add_borrower(self, object_id: bytes, borrower: bytes, count: int, *, full: bool) -> bool:
@@ -194,11 +243,17 @@ class Adoption:
                 continue
             del self.objects[object_id]
             freed.append(adopted)
-            for inner in adopted.value.refs:
-                holders = self._containers.get(inner.object_id)
-                if holders is not None:
-                    holders.discard(object_id)
-                    if not holders:
-                        del self._containers[inner.object_id]
-                        work.append(inner.object_id)
+            work += self._let_go_inside(adopted)
         return freed
+
+    def _let_go_inside(self, adopted: AdoptedObject) -> list[bytes]:
+        """The container is not here any more; return what no container holds now."""
+        loose = []
+        for inner in adopted.value.refs:
+            holders = self._containers.get(inner.object_id)
+            if holders is not None:
+                holders.discard(adopted.object_id)
+                if not holders:
+                    del self._containers[inner.object_id]
+                    loose.append(inner.object_id)
+        return loose

@@ -34,15 +34,20 @@ class ClusterView:
         #: How often a node to which something was sent has told news; its promises of before are void.
         self._news: dict[bytes, int] = {}
         self._pause_s = PAUSE_S
+        #: Nodes that have left, or are about to -> who answers for what their agents owned.
+        self.heirs: dict[bytes, bytes] = {}
 
     def update(self, changed: Iterable[NodeRecord]) -> list[bytes]:
         """Take over the control store's word; return the nodes that have died."""
         dead = []
         for record in changed:
             node_id = record.node_id
-            if node_id == self._own.node_id:
+            if node_id == self._own.node_id:  # all else of it is known better here
+                self._own.reachable, self._own.seen_at = record.reachable, record.seen_at
                 continue
             self._heard(node_id)
+            if record.heir:
+                self.heirs[node_id] = record.heir
             if record.alive:
                 self._others[node_id] = record
             elif self._others.pop(node_id, None) is not None:

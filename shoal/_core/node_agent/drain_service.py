@@ -13,12 +13,13 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
+from shoal._core.node_agent.bequests import Bequests
 from shoal._core.node_agent.cluster_view import ClusterView
-from shoal._core.node_agent.draining import CopyOff, Draining, EndWork, Leave, Load, refusal
+from shoal._core.node_agent.draining import Bequeath, CopyOff, Draining, EndWork, Leave, Load, refusal
 from shoal._core.node_agent.peers import Peer, Process
 from shoal._core.node_agent.services import AgentServices
 from shoal._core.transport.errors import ConnectionLost, RequestFailed
-from shoal._core.wire.messages import DRAINED, Ack, Address, Cause, Drain, NodeDrained, describe_drain
+from shoal._core.wire.messages import DRAINED, Ack, Address, Cause, Drain, NameHeir, NodeDrained, describe_drain
 
 log = logging.getLogger("shoal.node_agent")
 
@@ -34,6 +35,7 @@ class Host(AgentServices, Protocol):
     view: ClusterView
 
     def processes(self) -> list[Process]: ...
+    def retire_idle(self) -> int: ...
 
 
 class DrainService:
@@ -51,12 +53,14 @@ class DrainService:
         agent: Host,
         primaries: Callable[[], Sequence[tuple[bytes, Address]]],
         copy_off: Callable[[bytes, list[bytes]], Awaitable[list[bytes]]],
+        bequests: Bequests,
         last_words: Callable[[], Awaitable[None]],
         leave: Callable[[], None],
     ) -> None:
         self._agent = agent
         self._primaries = primaries
         self._copy_off = copy_off
+        self._bequests = bequests
         self._last_words = last_words
         self._leave = leave
         self._state: Draining | None = None
@@ -104,6 +108,8 @@ class DrainService:
             actors=actors,
             drivers=sum(process.is_driver for process in processes),
             unfinished=sum(process.unfinished for process in processes),
+            leaving=0 if everything else agent.retire_idle(),
+            owned=0 if everything else self._bequests.count(),
             objects={object_id: owner.node_id for object_id, owner in self._primaries() if owner.node_id in homes},
         )
 
@@ -117,6 +123,8 @@ class DrainService:
             match instruction:
                 case CopyOff(node_id, object_ids):
                     self._spawn(self._offer(state, node_id, object_ids))
+                case Bequeath(heir):
+                    self._spawn(self._bequeath(state, heir))
                 case EndWork():
                     self._end_work()
                 case Leave():
@@ -131,6 +139,19 @@ class DrainService:
         except (OSError, RequestFailed) as error:
             log.warning("Node %s takes over none of %d objects: %s", node_id.hex(), len(object_ids), error)
         state.answered(node_id, object_ids, taken)
+
+    async def _bequeath(self, state: Draining, heir: bytes) -> None:
+        agent = self._agent
+        done = False
+        try:
+            await self._bequests.bequeath(heir)
+            if agent.control is not None and agent.node.heir != heir:
+                agent.node.heir = heir  # a control store that was started again hears it when this node comes back
+                await agent.control.request(NameHeir(0, agent.node.node_id, heir))
+            done = True
+        except (OSError, RequestFailed) as error:
+            log.warning("Node %s does not take over what this node's agent owns: %s", heir.hex(), error)
+        state.bequeathed(done, agent.loop.time())
 
     def _end_work(self) -> None:
         agent = self._agent

@@ -2,7 +2,8 @@
 
     refusal(wish, load) -- idle termination was asked for, and something is here --> no drain
         |
-     RUNNING    objects that processes of other nodes own are copied off (CopyOff), work runs on
+     RUNNING    objects that processes of other nodes own are copied off (CopyOff), work runs on,
+        |       what this node's agent owns goes to another one (Bequeath), copies of that, too
         |  deadline                          | nothing that must stay
      ENDING     EndWork, once                |
         |  nothing runs, or END_S later      |
@@ -28,6 +29,8 @@ MOST_UNDER_WAY, BATCH = 128, 32
 RETRY_S = 0.5
 #: Seconds after the deadline that processes which were killed have to be gone.
 END_S = 2.0
+#: Seconds in which everybody has heard who the heir is: the control store tells changes ten times a second.
+SPREAD_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,10 @@ class Load:
     drivers: int = 0
     #: Workers that wait for tasks that they submitted.
     unfinished: int = 0
+    #: Workers that are about to end, and hand over what they own.
+    leaving: int = 0
+    #: Objects that the agent owns in the place of processes that have ended, and that others hold.
+    owned: int = 0
     #: Objects whose primary copy is here, and the nodes of their owners. Those of dead nodes' owners are nobody's.
     objects: Mapping[bytes, bytes] = field(default_factory=dict)
 
@@ -60,6 +67,13 @@ class CopyOff:
 
 
 @dataclass(frozen=True, slots=True)
+class Bequeath:
+    """Hand on what the agent owns to this node's agent, and have everybody know; the outcome goes to ``bequeathed``."""
+
+    heir: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class EndWork:
     """The time is over: kill what runs."""
 
@@ -69,7 +83,7 @@ class Leave:
     """Nothing is left to wait for."""
 
 
-Instruction = CopyOff | EndWork | Leave
+Instruction = CopyOff | Bequeath | EndWork | Leave
 
 
 class Phase(Enum):
@@ -99,6 +113,11 @@ class Draining:
         self._refused: dict[bytes, set[bytes]] = {}
         #: Objects that no node had room for -> when to try again.
         self._resting: dict[bytes, float] = {}
+        #: The node that gets what this one's agent owns; b"": none is chosen.
+        self._heir = b""
+        self._bequeathing = False
+        self._heirs_in_vain: set[bytes] = set()
+        self._leaves_not_before = 0.0
 
     def again(self, deadline: float) -> None:
         """It was asked to leave once more: earlier perhaps, never later."""
@@ -109,11 +128,14 @@ class Draining:
         self._forget_freed(load.objects)
         if self.phase is Phase.RUNNING:
             needed = load.objects if others else {}
-            if not (load.tasks or load.actors or load.drivers or load.unfinished or needed):
+            works = load.tasks or load.actors or load.drivers or load.unfinished or load.leaving
+            owned = load.owned if others else 0
+            if not (works or needed or owned or self._bequeathing or now < self._leaves_not_before):
                 self.phase = Phase.GONE
                 return [Leave()]
             if now < self.deadline:
-                return self._copy_off(load.objects, others, now)
+                bequest = self._bequeath(others) if owned and not self._bequeathing else []
+                return [*bequest, *self._copy_off(load.objects, others, now)]
             self.phase = Phase.ENDING
             return [EndWork()]
         if self.phase is Phase.ENDING and (not (load.tasks or load.actors) or now >= self.deadline + END_S):
@@ -131,9 +153,26 @@ class Draining:
             else:
                 self._refused.setdefault(object_id, set()).add(node_id)
 
+    def bequeathed(self, ok: bool, now: float) -> None:
+        """The heir has it, and the control store knows; or not: then another one is chosen."""
+        self._bequeathing = False
+        if ok:
+            self._leaves_not_before = now + SPREAD_S
+        else:
+            self._heirs_in_vain.add(self._heir)
+            self._heir = b""
+
     def check(self) -> None:
         assert not self._taken & self._under_way.keys()
         assert len(self._under_way) <= MOST_UNDER_WAY
+
+    def _bequeath(self, others: Sequence[bytes]) -> list[Instruction]:
+        """All goes to one node; if that has failed, to the next one."""
+        if not self._heir:
+            self._heirs_in_vain &= set(others)
+            self._heir = next((node_id for node_id in others if node_id not in self._heirs_in_vain), others[0])
+        self._bequeathing = True
+        return [Bequeath(self._heir)]
 
     def _forget_freed(self, objects: Mapping[bytes, bytes]) -> None:
         self._taken &= objects.keys()

@@ -9,7 +9,7 @@ from typing import Any
 
 from shoal._core.node_agent.peers import Peer
 from shoal._core.transport.errors import RequestFailed
-from shoal._core.wire.messages import FreeObjects, Message, NodeRecord, PromoteCopy
+from shoal._core.wire.messages import Address, FreeObjects, Message, NodeRecord, PromoteCopy
 
 log = logging.getLogger("shoal.node_agent")
 
@@ -19,14 +19,14 @@ class Neighbours:
 
     Args:
         node: finds the record of a living node.
-        connect: opens (or reuses) the connection to an endpoint. Raises OSError.
+        connect: opens (or reuses) the connection to an agent. Raises OSError.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         node: Callable[[bytes], NodeRecord | None],
-        connect: Callable[[str], Awaitable[Peer]],
+        connect: Callable[[Address], Awaitable[Peer]],
     ) -> None:
         self._loop = loop
         self._node = node
@@ -38,7 +38,7 @@ class Neighbours:
         record = self._node(node_id)
         if record is None:
             raise ConnectionError(f"Node {node_id.hex()} has died.")
-        return await (await self._connect(record.endpoint)).request(message)
+        return await (await self._connect(_agent_of(record))).request(message)
 
     def tell(self, node_id: bytes, message: Message) -> None:
         """Send to a node's agent. One that is dead needs to know nothing any more."""
@@ -77,8 +77,12 @@ class Neighbours:
         if record is None:
             return
         try:
-            connection = await self._connect(record.endpoint)
+            connection = await self._connect(_agent_of(record))
         except OSError as error:
             log.debug("Node %s is not told %s: %s", record.name, type(message).__name__, error)
         else:
             connection.send(message)
+
+
+def _agent_of(node: NodeRecord) -> Address:
+    return Address(node.node_id, node.node_id, node.endpoint)

@@ -205,6 +205,18 @@ class WorkerPool:
                 out.append(RetireWorker(worker))
         return out
 
+    def retire_idle(self) -> list[Instruction]:
+        """The node leaves: have those end that have run something and run nothing now, in good order."""
+        out: list[Instruction] = []
+        for worker in list(self._in_state[State.IDLE].values()):
+            self._move(worker, State.ENDING)
+            out.append(RetireWorker(worker))
+        return out
+
+    def leaving(self) -> int:
+        """Return how many are about to end."""
+        return self._count(State.ENDING)
+
     def refill(self) -> list[Instruction]:
         """Start what the waiting leases need; and when that is under way, what is missing of the fresh reserve."""
         if self._closed:

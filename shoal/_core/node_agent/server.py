@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -27,8 +27,10 @@ from shoal._core.node_agent import lease_records as lease_state
 from shoal._core.node_agent import pool as pool_state
 from shoal._core.node_agent.actor_service import ActorService
 from shoal._core.node_agent.adopted_objects import AdoptedObjects
+from shoal._core.node_agent.bequests import Bequests
 from shoal._core.node_agent.bundle_service import BundleService
 from shoal._core.node_agent.cluster_view import ClusterView
+from shoal._core.node_agent.job_cache import JobCache
 from shoal._core.node_agent.lease_records import Lease
 from shoal._core.node_agent.leases import Leases
 from shoal._core.node_agent.neighbours import Neighbours
@@ -100,11 +102,14 @@ class NodeAgent:
             cpus if prestart is None else prestart, 2 * cpus, settings.idle_worker_s, new_worker_id or (lambda: os.urandom(WORKER_BYTES))
         )
         self.adopted = AdoptedObjects(loop, self.address, store, settings.adoption_grace_s, connect, lambda: self._processes.keys())
+        #: What agents own when their nodes leave; None: this node is alone.
+        self.bequests: Bequests | None = None
         self.reports = ResourceReports(loop, node, self.leases)
         #: None: there are no other nodes.
         self.remote: RemoteProcesses | None = None
         self.actors = ActorService(self)
         self.bundles = BundleService(self)
+        self._job_cache = JobCache(lambda: self.control)
         #: Registered workers and drivers by worker id, and by the number that stands for them as owners.
         self._processes: dict[bytes, Process] = {}
         self._owners: dict[int, Process] = {}
@@ -147,6 +152,7 @@ class NodeAgent:
             wire.ControlStores: self._on_control_stores,
             **self.actors.handlers(),
             **self.bundles.handlers(),
+            **self._job_cache.handlers(),
         }
 
     # --- life -------------------------------------------------------------------------------------------------------------------
@@ -165,6 +171,8 @@ class NodeAgent:
         self.reports.close()
         for worker_id in list(self.pool.workers):
             self._launcher.kill(worker_id)
+        if self.bequests is not None:
+            self.bequests.close()
         if self.remote is not None:
             self.remote.close()
         await self.adopted.close()
@@ -188,6 +196,12 @@ class NodeAgent:
         adopted.watch, adopted.watched, adopted.awaits = remote.watch, remote.watched, remote.awaits
         self._handlers |= handlers | remote.handlers()
 
+    def leave_to_others(self, neighbours: Neighbours) -> Bequests:
+        """Let objects go from agent to agent when nodes leave. Before any accept."""
+        self.bequests = bequests = Bequests(self.loop, self.address, self._store, self.adopted, neighbours, self.view.get)
+        self._handlers |= bequests.handlers()
+        return bequests
+
     def connection_of(self, worker_id: bytes) -> Peer | None:
         """Return the connection of a process of this node."""
         process = self._processes.get(worker_id)
@@ -196,6 +210,11 @@ class NodeAgent:
     def processes(self) -> list[Process]:
         """Return the workers and drivers of this node that are connected."""
         return [process for process in self._owners.values() if not process.is_foreign]
+
+    def retire_idle(self) -> int:
+        """Have workers that have nothing to do end in good order, and hand over what they own; return how many are about to end."""
+        self._perform_pool(self.pool.retire_idle())
+        return self.pool.leaving()
 
     def attach_control(self, connection: Peer) -> asyncio.Future[Any]:
         """Register this node at the control store and obey it. The future is done when the node is registered."""
@@ -214,7 +233,7 @@ class NodeAgent:
         self.reports.registered()
         jobs = {worker.job_id for worker in self.pool.workers.values() if worker.job_id}
         groups: dict[bytes, list[int]] = {}
-        for bundle in () if self.node.draining else self.leases.bundles:  # they go with the node: nobody counts on them
+        for bundle in self.leases.bundles:
             groups.setdefault(bundle.group, []).append(bundle.index)
         return wire.RegisterNode(0, self.node, known, self.actors.incarnations(), groups, sorted(jobs))
 
@@ -423,7 +442,10 @@ class NodeAgent:
             self.pool.ending(process.address.worker_id)
 
     def _on_promote(self, connection: Peer, message: wire.PromoteCopy) -> None:
-        if self._store.promote(message.object_id, message.owner, message.refs):
+        store, object_id, owner, refs = self._store, message.object_id, message.owner, message.refs
+        if store.promote(object_id, owner, refs) or (
+            message.spilled and store.adopt_spilled(object_id, message.nbytes, owner, refs, message.spilled)
+        ):
             connection.send(wire.Ack(message.rid))
         else:
             connection.fail(message.rid, "ObjectLostError", "No complete copy is here.")
@@ -479,12 +501,15 @@ class NodeAgent:
         self.reschedule()
 
     def _learn_nodes(self, records: list[NodeRecord]) -> None:
+        named = {record.node_id for record in records if record.heir and self.view.heirs.get(record.node_id) != record.heir}
         dead = self.view.update(records)
-        if dead:
-            self._tell_of_deaths(dead)
-            self.adopted.nodes_died(dead)
-            if self.remote is not None:
-                self.remote.nodes_died(dead)
+        if dead or named:
+            self._tell_processes(dead, named)
+        if self.bequests is not None:
+            self.bequests.nodes_died(dead, self.view.heirs)
+        self.adopted.nodes_died(dead)
+        if self.remote is not None:
+            self.remote.nodes_died(dead)
         # Their connections may stand for long: nobody tells the kernel of a machine that it has vanished.
         for process in [one for one in self._owners.values() if one.address.node_id in dead]:
             process.connection.close()
@@ -527,9 +552,15 @@ class NodeAgent:
     def _knows_all_nodes(self) -> bool:
         return not self.node.endpoint  # nobody can join
 
-    def _tell_of_deaths(self, node_ids: list[bytes]) -> None:
-        """Our processes may have connections to those nodes, which may stand for long, too."""
-        message = wire.NodesChanged([wire.NodeRecord(node_id, "", "", "", {}, {}, {}, alive=False) for node_id in node_ids])
+    def _tell_processes(self, dead: Collection[bytes], named: Collection[bytes]) -> None:
+        """Our processes may have connections to nodes that have died, which may stand for long, too; and must know the heirs of nodes."""
+        heirs = self._welcome.heirs = self.view.heirs
+        message = wire.NodesChanged(
+            [
+                wire.NodeRecord(node_id, "", "", "", {}, {}, {}, alive=node_id not in dead, heir=heirs.get(node_id, b""))
+                for node_id in {*dead, *named}
+            ]
+        )
         for process in self._owners.values():
             if not process.is_foreign:
                 process.connection.send(message)
@@ -708,6 +739,7 @@ class NodeAgent:
     def _end_job(self, job_id: bytes, cause: Cause) -> None:
         """Kill the job's workers, but for detached actors and what works for them."""
         self.actors.cancel_job(job_id)
+        self._job_cache.forget(job_id)
         spared = self._spared(job_id)
         for worker in self.pool.job_finished(job_id):
             if worker.worker_id not in spared:
@@ -754,6 +786,7 @@ class NodeAgent:
         self.pool.check()
         self.actors.check()
         self.adopted.state.check()
+        self._job_cache.check()
         assert self._lease_workers.keys() <= self.leases.leases.keys()
 
 

@@ -8,7 +8,9 @@
       allocation.py which range          (pure)
       eviction.py   which object leaves  (pure)
       spilling.py   which file, where    (pure)
-      disk.py       the threads that read and write files
+      disk.py       files on this machine
+      remote.py     files behind a URL
+      threads.py    in which both are read and written
       warming.py    the thread that readies pages ahead of use
 
     this node                                                       another node

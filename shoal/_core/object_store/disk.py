@@ -16,12 +16,12 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from shoal._core.object_store.allocation import round_up
 from shoal._core.object_store.arena import Arena
+from shoal._core.object_store.threads import Threads
 
 log = logging.getLogger("shoal.object_store")
 
@@ -65,15 +65,17 @@ class Disk:
         usage: figures of the file system that holds it; tests inject their own.
     """
 
+    #: What must wait for a full disk is refused: it does not get emptier by itself.
+    refuses_at_once = True
+    is_remote = False
+
     def __init__(self, directory: str, limit: float = 0.95, usage: Callable[[str], DiskUsage] | None = None) -> None:
         self.directory = directory
         self._limit = limit
         self._usage = usage or _usage
         self._error = ""
         self._error_until = 0.0
-        #: What the threads do now.
-        self._jobs: set[asyncio.Future[Any]] = set()
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads = Threads(_THREADS, "shoal-disk")
         self._made = False
         self._closing = False
 
@@ -89,12 +91,19 @@ class Disk:
 
     def run(self, loop: asyncio.AbstractEventLoop, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         """Run a function in one of the threads."""
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="shoal-disk")
-        job = loop.run_in_executor(self._threads, function, *args)
-        self._jobs.add(job)
-        job.add_done_callback(self._jobs.discard)
-        return job
+        return self._threads.run(loop, function, *args)
+
+    def name_of(self, file: str) -> str:
+        """Return the name of a file of this store."""
+        return file
+
+    def location(self, name: str) -> str:
+        """Return where a file lies, for other nodes: nowhere."""
+        return ""
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Whether a failed read says that the bytes are gone: a disk that cannot read them will not be able to later."""
+        return True
 
     def refusal(self, nbytes: int, now: float) -> str:
         """Say why the disk cannot take ``nbytes`` more, or return the empty string. Does not block."""
@@ -180,10 +189,7 @@ class Disk:
         if self._made:
             await self.run(asyncio.get_running_loop(), shutil.rmtree, self.directory, True)
             self._made = False
-        if self._threads is not None:
-            self._threads.shutdown(wait=True)
-            self._threads = None
-        await asyncio.gather(*self._jobs, return_exceptions=True)
+        await self._threads.close()
 
     def _create(self, path: str, flags: int = 0) -> int:
         if not self._made:

@@ -38,7 +38,8 @@ class Entry:
     offset: int = -1
     #: Place on disk; kept when the object is restored, for then its memory copy can be dropped at no cost.
     slot: Slot | None = None
-    #: Name of a file of its own: the object is larger than the store, or came when only readers held memory.
+    #: Name of a file of its own on the local disk: the object is larger than the store, or came when only readers held memory; or its slot
+    #: lies where it cannot be read in place.
     own_file: str = ""
     refs: list[ObjectRefInfo] = field(default_factory=list)
     #: Readers, in all connections together.
@@ -46,6 +47,8 @@ class Entry:
     #: Disk jobs that read or write its memory or its files.
     jobs: int = 0
     spilling: bool = False
+    #: It is being brought to a file of its own.
+    fetching: bool = False
     #: No id leads here any more; bookkeeping ends with the last pin, job and writer.
     gone: bool = False
     #: Asked for room, as a creation (answered to ``creator``) or as a restore.
@@ -62,8 +65,8 @@ class Entry:
 
     @property
     def file(self) -> tuple[str, int]:
-        """The file that holds a copy, and where in it; ("", 0) if none does."""
-        if self.slot is not None:
+        """The file that holds a copy, and where in it; ("", 0) if none does. The one that can be read in place comes first."""
+        if self.slot is not None and not self.own_file:
             return self.slot.file, self.slot.offset
         return self.own_file, 0
 

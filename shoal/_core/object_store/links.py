@@ -18,7 +18,7 @@ from typing import NamedTuple
 from shoal._core.object_store.pulls import DEPTH, Answer, Found, Piece
 from shoal._core.object_store.transfer import STALL_S, DataSocket
 from shoal._core.transport.errors import TransportError
-from shoal._core.transport.preamble import DATA
+from shoal._core.transport.preamble import data_of
 from shoal._core.transport.trust import Trust
 
 log = logging.getLogger("shoal.object_store")
@@ -60,10 +60,10 @@ class Link:
         self._sock: DataSocket | None = None
         self._thread: threading.Thread | None = None
 
-    def start(self, sock: DataSocket, trust: Trust, node_id: bytes) -> None:
-        """Work over this socket from now on, and close it at the end."""
+    def start(self, sock: DataSocket, trust: Trust, source: bytes, own: bytes) -> None:
+        """Work over this socket from now on, and close it at the end. ``source``: the node that it leads to; ``own``: this one."""
         self._sock = sock
-        self._thread = threading.Thread(target=self._run, args=(sock, trust, node_id), name="shoal-pull", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(sock, trust, source, own), name="shoal-pull", daemon=True)
         self._thread.start()
 
     def ask(self, pieces: Sequence[Piece], targets: Targets) -> None:
@@ -78,12 +78,12 @@ class Link:
             self._sock.hang_up()
         return self._thread
 
-    def _run(self, sock: DataSocket, trust: Trust, node_id: bytes) -> None:
+    def _run(self, sock: DataSocket, trust: Trust, source: bytes, own: bytes) -> None:
         answers: list[Answer] = []
         try:
-            sock.prove("client", trust, DATA)
+            sock.prove("client", trust, data_of(source))
             sock.limit_wait(STALL_S)
-            sock.send(node_id)
+            sock.send(own)
             asked: deque[tuple[Sequence[Piece], Targets]] = deque()
             while True:
                 if not self._ask(sock, asked):

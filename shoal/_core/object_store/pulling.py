@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from shoal._core.object_store.arena import Arena
+from shoal._core.object_store.backoff import Backoff
 from shoal._core.object_store.client import Place, StoreClient
 from shoal._core.object_store.links import FileRange, Link
 from shoal._core.object_store.pulls import Answer, Ask, GiveUp, MakeRoom, Piece, Pulls, PullStatistics, Seal, Source, Urgency
@@ -29,8 +30,6 @@ log = logging.getLogger("shoal.object_store")
 
 #: Seconds after which a connection that carries nothing is closed; the other side does so a little later.
 IDLE_S = 8.0
-#: Seconds until a node that could not be reached is tried again.
-RETRY_S = 0.1
 #: Share of the store that is filled at the same time by objects on their way; the rest is for what is made here.
 _SHARE = 4
 #: Seconds that ``close`` waits for threads whose sockets it has shut down.
@@ -102,8 +101,7 @@ class Pulling:
         self._last_number = 0
         self._links: dict[Source, Link] = {}
         self._used_at: dict[Source, float] = {}
-        #: Node -> when it can be tried again.
-        self._not_before: dict[bytes, float] = {}
+        self._backoff = Backoff()
         self._opening: set[asyncio.Task[None]] = set()
         self._turn = False
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -233,13 +231,14 @@ class Pulling:
     async def _open(self, source: Source, link: Link) -> None:
         node_id = source.node_id
         try:
-            await asyncio.sleep(max(0.0, self._not_before.pop(node_id, 0.0) - self._loop.time()))
+            await asyncio.sleep(self._backoff.wait_s(node_id, self._loop.time()))
             sock = await self._open_socket(node_id)
         except (OSError, TransportError) as error:
-            self._not_before[node_id] = self._loop.time() + RETRY_S
+            self._backoff.failed(node_id, self._loop.time())
             self._failed(source, [], str(error))
             return
-        link.start(DataSocket(sock), self._trust, self._node_id)
+        self._backoff.worked(node_id)
+        link.start(DataSocket(sock), self._trust, node_id, self._node_id)
         self._used_at[source] = self._loop.time()
         if self._idle_timer is None:
             self._idle_timer = self._loop.call_later(IDLE_S, self._end_idle)

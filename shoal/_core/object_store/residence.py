@@ -11,14 +11,15 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from shoal._core.object_store.admission import Admission, Blocked, Dropped, Granted, RoomRequest, Spill
 from shoal._core.object_store.allocation import round_up
 from shoal._core.object_store.arena import Arena
 from shoal._core.object_store.disk import PAUSE_S, Disk, Piece, format_bytes
 from shoal._core.object_store.entries import Entry
-from shoal._core.object_store.spilling import SUFFIX, SpillFiles
+from shoal._core.object_store.remote import RemoteFiles, RemoteUnreachable
+from shoal._core.object_store.spilling import SUFFIX, Slot, SpillFiles
 from shoal._core.object_store.warming import Warmer
 from shoal._core.wire.messages import Address, ObjectRefInfo
 
@@ -32,20 +33,28 @@ class Restore(enum.Enum):
     #: Readers hold the memory that it needs; read its disk file.
     STAYS_ON_DISK = enum.auto()
     LOST = enum.auto()
+    #: It cannot be had now, for want of disk or of an answer; it is where it was.
+    REFUSED = enum.auto()
 
 
 class Residence:
-    """The objects of one store and their places."""
+    """The objects of one store and their places.
+
+    Args:
+        disk: where objects have files of their own, which processes map.
+        spilled: where objects are written to make room: the same disk, or behind a URL.
+    """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         arena: Arena,
         disk: Disk,
+        spilled: Disk | RemoteFiles,
         batch_bytes: int,
         warm_ahead_bytes: int,
         on_room: Callable[[Entry], None],
-        on_restore: Callable[[Entry, Restore], None],
+        on_restore: Callable[[Entry, Restore, tuple[str, str] | None], None],
         on_advanced: Callable[[], None],
     ) -> None:
         self._loop = loop
@@ -57,7 +66,10 @@ class Residence:
         self._own_files_made = 0
         self._closed = False
         self.disk = disk
-        self.files = SpillFiles()
+        self.spilled = spilled
+        self.files = SpillFiles(spilled.name_of)
+        #: Told what has been written where other nodes can read it.
+        self.on_spilled: Callable[[list[Entry]], None] | None = None
         self.admission: Admission[Entry] = Admission(arena.nbytes, batch_bytes)
         #: What an id leads to: unsealed or sealed, never gone.
         self.objects: dict[bytes, Entry] = {}
@@ -89,11 +101,20 @@ class Residence:
         if was_evictable:
             self.settle(entry)
 
+    def change_owner(self, entry: Entry, owner: Address) -> None:
+        """The primary copy has another owner from now on."""
+        self._disown(entry)
+        entry.owner = owner
+        self.by_owner.setdefault(owner.worker_id, {})[entry.object_id] = entry
+
     def forget(self, entry: Entry) -> None:
         """The id leads nowhere from now on. The bytes go when ``settle`` finds that nobody needs them."""
         entry.gone = True
         if self.objects.get(entry.object_id) is entry:
             del self.objects[entry.object_id]
+        self._disown(entry)
+
+    def _disown(self, entry: Entry) -> None:
         owned = self.by_owner.get(entry.owner.worker_id)
         if owned is not None and owned.get(entry.object_id) is entry:
             del owned[entry.object_id]
@@ -137,7 +158,7 @@ class Residence:
             return
         # Not for every creation: three system calls, of 49 us of this thread for an object that came from another node 9.
         if self.admission.waiting() and not self.admission.needs_no_disk():
-            self.admission.spillable = not self.disk.refusal(0, self._loop.time())
+            self.admission.spillable = not self.spilled.refusal(0, self._loop.time())
         while actions := self.admission.advance():
             for action in actions:
                 if isinstance(action, Granted):
@@ -150,7 +171,7 @@ class Residence:
                     self._spill(action.keys)
                 elif isinstance(action, Blocked):
                     action.request.key.request = None
-                    self._on_restore(action.request.key, Restore.STAYS_ON_DISK)
+                    self._blocked(action.request.key)
         self._on_advanced()
         self._warmer.used_until(self.admission.allocator.high_water_bytes)
 
@@ -162,6 +183,8 @@ class Residence:
                 # What its range has, which is what would come free: with fewer, a request for all of the memory waits in vain.
                 clean = entry.slot is not None or entry.is_copy
                 policy.add(entry, round_up(entry.nbytes), "cleaning" if entry.spilling else "clean" if clean else "dirty")
+            if entry.slot is not None and entry.own_file and not entry.pins and not entry.jobs:
+                self._drop_own_file(entry)
             return
         policy.remove(entry)
         if entry.pins or entry.jobs or entry.creator is not None:
@@ -171,12 +194,16 @@ class Residence:
         self.admission.release(entry)
         entry.offset = -1
         if entry.own_file:
-            self.own_files -= 1
-            self._remove_file(entry.own_file)
-            entry.own_file = ""
+            self._drop_own_file(entry)
         if entry.slot is not None:
-            self._remove_file(self.files.release(entry.slot))
+            self._remove_spilled(self.files.release(entry.slot))
             entry.slot = None
+
+    def _drop_own_file(self, entry: Entry) -> None:
+        self.own_files -= 1
+        name, entry.own_file = entry.own_file, ""
+        if not self._closed:
+            self.disk.run(self._loop, self.disk.remove, name)
 
     def _granted(self, entry: Entry, offset: int) -> None:
         entry.offset = offset
@@ -187,8 +214,46 @@ class Residence:
         assert entry.slot is not None
         entry.jobs += 1
         piece = Piece(offset, entry.slot.offset, entry.nbytes)
-        job = self.disk.run(self._loop, self.disk.read, self._arena, entry.slot.file, piece)
+        job = self.spilled.run(self._loop, self.spilled.read, self._arena, entry.slot.file, piece)
         job.add_done_callback(lambda done: self._restored(entry, _error_of(done)))
+
+    def _blocked(self, entry: Entry) -> None:
+        """Readers hold the memory that a restore needs: it is read from disk, to which it is brought if it lies elsewhere."""
+        spilled, slot = self.spilled, entry.slot
+        assert slot is not None
+        if not isinstance(spilled, RemoteFiles):
+            self._on_restore(entry, Restore.STAYS_ON_DISK, None)
+            return
+        refusal = self.disk.refusal(entry.nbytes, self._loop.time())
+        if refusal:
+            self._on_restore(entry, Restore.REFUSED, ("OutOfDiskError", refusal))
+            self.settle(entry)
+            return
+        name = self._new_own_file()
+        entry.fetching = True
+        entry.jobs += 1
+
+        def fetch() -> None:
+            self.disk.reserve(name, entry.nbytes)
+            try:
+                spilled.fetch(slot.file, slot.offset, entry.nbytes, self.disk.path_of(name))
+            except BaseException:
+                self.disk.remove(name)
+                raise
+
+        def fetched(done: asyncio.Future[None]) -> None:
+            error = _error_of(done)
+            entry.fetching = False
+            entry.jobs -= 1
+            if error is None:
+                entry.own_file = name
+                self.own_files += 1
+                self._on_restore(entry, Restore.STAYS_ON_DISK, None)
+            else:
+                self._not_restored(entry, error)
+            self.settle(entry)
+
+        spilled.run(self._loop, fetch).add_done_callback(fetched)
 
     # --- disk ---
 
@@ -200,16 +265,23 @@ class Residence:
             self.restored_bytes += entry.nbytes
             if entry.pins:
                 self.pinned_bytes += entry.nbytes
-            self._on_restore(entry, Restore.IN_MEMORY)
+            self._on_restore(entry, Restore.IN_MEMORY, None)
         else:
-            if not self._closed:
-                log.error("object %s (%s) cannot be read back from disk: %s", entry.object_id.hex(), format_bytes(entry.nbytes), error)
             self.admission.release(entry)
             entry.offset = -1
-            self._on_restore(entry, Restore.LOST)
-            self.forget(entry)
+            self._not_restored(entry, error)
         self.settle(entry)
         self.advance()
+
+    def _not_restored(self, entry: Entry, error: BaseException) -> None:
+        if not self._closed:
+            log.error("object %s (%s) cannot be read back: %s", entry.object_id.hex(), format_bytes(entry.nbytes), error)
+        if self.spilled.is_lost(error):
+            self._on_restore(entry, Restore.LOST, None)
+            self.forget(entry)
+        else:
+            kind = "ObjectFetchTimedOutError" if isinstance(error, RemoteUnreachable) else "OutOfDiskError"
+            self._on_restore(entry, Restore.REFUSED, (kind, str(error)))
 
     def _spill(self, entries: list[Entry]) -> None:
         slots = self.files.new_file([entry.nbytes for entry in entries])
@@ -226,24 +298,36 @@ class Residence:
                 if error is None and not entry.gone:
                     entry.slot = slot
                 else:
-                    self._remove_file(self.files.release(slot))
+                    self._remove_spilled(self.files.release(slot))
             if error is None:
                 self.spilled_objects += len(entries)
                 self.spilled_bytes += sum(entry.nbytes for entry in entries)
                 self.admission.spilled(entries)
+                if self.spilled.is_remote and self.on_spilled is not None:
+                    self.on_spilled([entry for entry in entries if not entry.gone])
             else:
-                self.note_disk_error(error)
+                self._note_error(self.spilled, error)
                 self.admission.not_spilled(entries)
             for entry in entries:
                 self.settle(entry)
             self.advance()
 
-        self.disk.run(self._loop, self.disk.write, self._arena, slots[0].file, pieces).add_done_callback(written)
+        self.spilled.run(self._loop, self.spilled.write, self._arena, slots[0].file, pieces).add_done_callback(written)
+
+    def adopt(self, entry: Entry, slot: Slot) -> None:
+        """An object that a dead node has written is ours from now on; it is read when it is needed."""
+        entry.slot = slot
+        self.files.adopt(slot)
+        self.objects[entry.object_id] = entry
+        self.seal(entry)
+
+    def locations(self, entries: Iterable[Entry]) -> list[tuple[Entry, str, int]]:
+        """Return the file and offset, as other nodes find it, of those that are spilled where they can."""
+        return [(e, self.spilled.location(e.slot.file), e.slot.offset) for e in entries if e.slot is not None]
 
     def reserve_file(self, entry: Entry, then: Callable[[BaseException | None], None]) -> None:
         """Make a file of its own for an object, then call back with the error or None."""
-        self._own_files_made += 1
-        entry.own_file = f"object-{self._own_files_made:08d}{SUFFIX}"
+        entry.own_file = self._new_own_file()
         self.own_files += 1
         entry.jobs += 1
 
@@ -251,7 +335,7 @@ class Residence:
             error = _error_of(done)
             entry.jobs -= 1
             if error is not None:
-                self.note_disk_error(error)
+                self._note_error(self.disk, error)
                 self.own_files -= 1
                 entry.own_file = ""
             then(error)
@@ -259,16 +343,21 @@ class Residence:
 
         self.disk.run(self._loop, self.disk.reserve, entry.own_file, entry.nbytes).add_done_callback(reserved)
 
+    def _new_own_file(self) -> str:
+        self._own_files_made += 1
+        return f"object-{self._own_files_made:08d}{SUFFIX}"
+
     async def read_bytes(self, entry: Entry) -> bytes | None:
         """Copy an object's bytes out, wherever it is. None: the disk has lost it."""
         if entry.in_memory:
             return bytes(self._arena.view(entry.offset, entry.nbytes))
+        place: Disk | RemoteFiles = self.disk if entry.own_file else self.spilled
         name, offset = entry.file
         entry.jobs += 1
         try:
-            return await self.disk.run(self._loop, self.disk.read_bytes, name, offset, entry.nbytes)
+            return await place.run(self._loop, place.read_bytes, name, offset, entry.nbytes)
         except OSError as error:
-            log.warning("object %s cannot be read from disk: %s", entry.object_id.hex(), error)
+            log.warning("object %s cannot be read back: %s", entry.object_id.hex(), error)
             return None
         finally:
             entry.jobs -= 1
@@ -282,14 +371,14 @@ class Residence:
         entry.offset = -1
         return True
 
-    def note_disk_error(self, error: BaseException) -> None:
+    def _note_error(self, place: Disk | RemoteFiles, error: BaseException) -> None:
         if not self._closed:
-            self.disk.note_error(error, self._loop.time())
+            place.note_error(error, self._loop.time())
             self._loop.call_later(PAUSE_S * 1.01, self.advance)
 
-    def _remove_file(self, name: str | None) -> None:
+    def _remove_spilled(self, name: str | None) -> None:
         if name is not None and not self._closed:
-            self.disk.run(self._loop, self.disk.remove, name)
+            self.spilled.run(self._loop, self.spilled.remove, name)
 
     # --- the whole ---
 
@@ -314,10 +403,12 @@ class Residence:
         assert self.pinned_bytes == sum(entry.nbytes for entry in pins if entry.in_memory)
 
     async def close(self) -> None:
-        """End the threads and delete every file."""
+        """End the threads and delete every file on the local disk. What lies behind a URL goes with the cluster, or its last holder."""
         self._closed = True
         self._warmer.close()
         await self.disk.close()
+        if self.spilled is not self.disk:
+            await self.spilled.close()
 
 
 def _error_of(done: asyncio.Future[None]) -> BaseException | None:

@@ -1,6 +1,6 @@
 """Gives objects of this node to other nodes (the shell around ``uploads.py``).
 
-    port ── preamble DATA ──▶ accept ── a thread per socket: handshake, then batch after batch ──▶ sendfile
+    port ── preamble: data of this node ──▶ accept ── a thread per socket: handshake, then batch after batch ──▶ sendfile
                                              │ one trip to the loop per batch: whom to serve; objects pinned, and given back
                                              └─ asked as relay: waits for what is still on its way here (``pulling.stream``)
 
@@ -26,8 +26,8 @@ from shoal._core.object_store.store import ObjectStore
 from shoal._core.object_store.transfer import STALL_S, DataSocket
 from shoal._core.object_store.uploads import Uploads
 from shoal._core.transport.errors import TransportError
-from shoal._core.transport.preamble import DATA
 from shoal._core.transport.preamble import Answer as PreambleAnswer
+from shoal._core.transport.preamble import data_of
 from shoal._core.transport.trust import Trust
 
 log = logging.getLogger("shoal.object_store")
@@ -69,7 +69,14 @@ class Serving:
     """One node's. ``accept``, ``copies_of`` and ``close`` on the loop."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, store: ObjectStore, client: StoreClient, arena: Arena, pulling: Pulling, trust: Trust
+        self,
+        loop: asyncio.AbstractEventLoop,
+        store: ObjectStore,
+        client: StoreClient,
+        arena: Arena,
+        node_id: bytes,
+        pulling: Pulling,
+        trust: Trust,
     ) -> None:
         self._loop = loop
         self._store = store
@@ -77,6 +84,8 @@ class Serving:
         self._arena = arena
         self._pulling = pulling
         self._trust = trust
+        #: What sockets for this node's objects are asked for by.
+        self.target = data_of(node_id)
         self._uploads = Uploads()
         self._sockets: dict[DataSocket, threading.Thread] = {}
         self._closed = False
@@ -119,7 +128,7 @@ class Serving:
         node_id, as_relay = b"", False
         try:
             sock.send(bytes((PreambleAnswer.OPEN,)))
-            sock.prove("server", self._trust, DATA)
+            sock.prove("server", self._trust, self.target)
             sock.limit_wait(STALL_S)
             node_id = sock.receive(NODE_BYTES)
             while True:

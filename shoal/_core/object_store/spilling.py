@@ -4,12 +4,15 @@ Many small objects share one file, so that a thousand of them cost one open and 
 and deleted when its last object is freed; holes are not filled (no compaction: the disk is large, the code is not). Slots start at
 page boundaries, so that a reader can map one straight from the file when memory has no room for it.
 
-Pure: paths are names here; ``disk.py`` touches the files.
+Behind a URL files outlive their node, and other nodes adopt the objects in them: such a file belongs to nobody, and is deleted when no node
+holds an object in it (``node_agent/spilled_objects.py``).
+
+Pure: paths are names here; ``disk.py`` and ``remote.py`` touch the files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +34,8 @@ class _File:
     objects: int
     live_bytes: int
     total_bytes: int
+    #: Made by this store, which deletes it.
+    ours: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +47,10 @@ class SpillStatistics:
 
 
 class SpillFiles:
-    """The files of one store's spill directory."""
+    """The files that one store writes, or holds objects in. ``name_of``: makes the name of a new file unique among all of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, name_of: Callable[[str], str] = str) -> None:
+        self._name_of = name_of
         #: Only files that hold at least one object.
         self._files: dict[str, _File] = {}
         self._made = 0
@@ -53,7 +59,7 @@ class SpillFiles:
         """Lay out objects of these sizes in one new file."""
         assert sizes
         self._made += 1
-        name = f"{self._made:08d}{SUFFIX}"
+        name = self._name_of(f"{self._made:08d}{SUFFIX}")
         slots: list[Slot] = []
         end = 0
         for nbytes in sizes:
@@ -62,15 +68,26 @@ class SpillFiles:
         self._files[name] = _File(len(slots), sum(sizes), end)
         return slots
 
+    def adopt(self, slot: Slot) -> None:
+        """An object that a dead node has written is ours now."""
+        file = self._files.setdefault(slot.file, _File(0, 0, 0, ours=False))
+        file.objects += 1
+        file.live_bytes += slot.nbytes
+        file.total_bytes = max(file.total_bytes, slot.offset + round_up(slot.nbytes))
+
+    def held(self, prefix: str) -> list[str]:
+        """Return the files with objects of this store whose names begin so."""
+        return [name for name in self._files if name.startswith(prefix)]
+
     def release(self, slot: Slot) -> str | None:
-        """An object on disk is not needed any more. Returns the file to delete, if it was the last one there."""
+        """An object on disk is not needed any more. Returns the file to delete, if it was the last one there and this store made it."""
         file = self._files[slot.file]
         file.objects -= 1
         file.live_bytes -= slot.nbytes
         if file.objects:
             return None
         del self._files[slot.file]
-        return slot.file
+        return slot.file if file.ours else None
 
     def statistics(self) -> SpillStatistics:
         files = self._files.values()
@@ -81,7 +98,7 @@ class SpillFiles:
     def check(self) -> None:
         for file in self._files.values():
             assert file.objects > 0
-            assert 0 <= file.live_bytes <= file.total_bytes
+            assert not file.ours or 0 <= file.live_bytes <= file.total_bytes
 
 
 def format_location(path: str, offset: int) -> str:

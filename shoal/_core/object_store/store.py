@@ -32,8 +32,9 @@ from shoal._core.object_store.entries import (
     StoreStatistics,
     describe_holders,
 )  # fmt: skip
+from shoal._core.object_store.remote import RemoteFiles
 from shoal._core.object_store.residence import Residence, Restore
-from shoal._core.object_store.spilling import format_location
+from shoal._core.object_store.spilling import Slot, format_location, parse_location
 from shoal._core.object_store.warming import AHEAD_BYTES
 from shoal._core.wire.messages import (
     AbortObject,
@@ -71,6 +72,7 @@ class ObjectStore:
         arena: stays the caller's; close it after the store.
         spill_dir: belongs to this store alone; made at first use, removed by ``close``.
         disk: instead of one made from ``spill_dir`` and ``usage``.
+        remote: where objects are spilled, if not to the local disk.
         usage: figures of the file system (tests inject their own).
         overflow_to_disk: whether a creation that readers stand in the way of for too long gets a file, instead of ObjectStoreFullError.
         warm_ahead_bytes: how far pages are readied ahead of use; 0: never.
@@ -83,6 +85,7 @@ class ObjectStore:
         spill_dir: str,
         settings: Settings,
         disk: Disk | None = None,
+        remote: RemoteFiles | None = None,
         *,
         usage: Callable[[str], DiskUsage] | None = None,
         overflow_to_disk: bool = True,
@@ -93,13 +96,17 @@ class ObjectStore:
         self._overflow_to_disk = overflow_to_disk
         self._disk = disk or Disk(spill_dir, settings.disk_usage_threshold, usage)
         self._residence = Residence(
-            loop, arena, self._disk, settings.spill_file_bytes, warm_ahead_bytes, self._on_room, self._on_restore, self._judge_waiting
+            loop, arena, self._disk, remote or self._disk, settings.spill_file_bytes, warm_ahead_bytes,
+            self._on_room, self._on_restore, self._judge_waiting,
         )  # fmt: skip
+        self._residence.on_spilled = self._tell_spilled
         self._sessions: dict[Any, Session] = {}
         #: None: there are no other nodes.
         self.puller: Puller | None = None
         #: Told which primary copies have been freed.
         self.on_freed: Callable[[list[bytes]], None] | None = None
+        #: Told what lies behind a URL from now on: (owner, object, its place there).
+        self.on_spilled: Callable[[list[tuple[Address, bytes, str]]], None] | None = None
         #: ``departures`` when a creation had waited for readers in vain: until one more goes, the next need not try.
         self._stuck_at = -1
 
@@ -271,13 +278,49 @@ class ObjectStore:
             self.on_freed(freed)
 
     def promote(self, object_id: bytes, owner: Address, refs: list[ObjectRefInfo]) -> bool:
-        """Make the copy that is here the primary copy, which stays until it is freed. False: there is none, or it is not complete."""
+        """Make the copy that is here the primary copy of this owner, which stays until it is freed. False: it is not here, or not whole."""
         entry = self._residence.objects.get(object_id)
         if entry is None or not entry.sealed:
             return False
         if entry.is_copy:
             self._residence.promote(entry, owner, refs)
+        else:
+            self._residence.change_owner(entry, owner)
         return True
+
+    def adopt_spilled(self, object_id: bytes, nbytes: int, owner: Address, refs: list[ObjectRefInfo], location: str) -> bool:
+        """Make what a dead node has spilled there an object of this node, its primary copy; it is read when it is needed.
+
+        False: this node spills elsewhere, and does not reach it, or the object is being made here.
+        """
+        spilled = self._residence.spilled
+        path, offset = parse_location(location)
+        name = spilled.name_at(path) if isinstance(spilled, RemoteFiles) else ""
+        old = self._residence.objects.get(object_id)
+        if not name or (old is not None and (old.sealed or old.creator is not self.puller)):
+            return False
+        entry = Entry(object_id, nbytes, owner, refs=refs)
+        waiters: list[tuple[PinWait, int]] = []
+        if old is not None:  # it was being fetched from the node that has died
+            waiters, old.waiters = old.waiters, []
+            self._forget(old)
+        self._residence.adopt(entry, Slot(name, offset, nbytes))
+        for wait, index in waiters:
+            wait.waits_for = [entry if one is old else one for one in wait.waits_for]
+            wait.waits_for.remove(entry)
+            self._pin(wait, index, entry)
+            self._one_less(wait)
+        self._residence.advance()
+        return True
+
+    def held_files(self, directory: str) -> list[str]:
+        """Return the files of a dead node's directory in which objects of this node lie."""
+        return self._residence.files.held(f"{directory}/")
+
+    def _tell_spilled(self, entries: list[Entry]) -> None:
+        if self.on_spilled is not None:
+            found = self._residence.locations(entries)
+            self.on_spilled([(entry.owner, entry.object_id, format_location(path, offset)) for entry, path, offset in found])
 
     def contains(self, object_id: bytes) -> bool:
         """Whether the object is sealed and can be read."""
@@ -369,10 +412,10 @@ class ObjectStore:
             self._point_to_file(wait, index, entry)
         else:
             self._wait_for(wait, index, entry)
-            if entry.request is None:
+            if entry.request is None and not entry.fetching:
                 self._residence.ask(entry, patient=False)
 
-    def _on_restore(self, entry: Entry, outcome: Restore) -> None:
+    def _on_restore(self, entry: Entry, outcome: Restore, refusal: tuple[str, str] | None) -> None:
         waiters, entry.waiters = entry.waiters, []
         for wait, index in waiters:
             wait.waits_for.remove(entry)
@@ -380,8 +423,11 @@ class ObjectStore:
                 wait.places[index] = (entry.offset, entry.nbytes)
             elif outcome is Restore.STAYS_ON_DISK:
                 self._point_to_file(wait, index, entry)
-            elif self._take_pin(wait.peer, entry):
-                entry.pins -= 1
+            else:
+                if refusal is not None:
+                    wait.refused.append((index, *refusal))
+                if self._take_pin(wait.peer, entry):
+                    entry.pins -= 1
             self._one_less(wait)
 
     def _point_to_file(self, wait: PinWait, index: int, entry: Entry) -> None:
@@ -479,7 +525,7 @@ class ObjectStore:
             return
         for session in list(self._sessions.values()):
             for entry in [entry for entry in session.creating.values() if entry.request is not None]:
-                if not admission.spillable and admission.needs_disk(entry.nbytes):
+                if not admission.spillable and self._residence.spilled.refuses_at_once and admission.needs_disk(entry.nbytes):
                     self._residence.withdraw(entry)
                     self._refuse(entry, "OutOfDiskError", self._disk.refusal(0, self._loop.time()))
                 elif entry.timer is None:
@@ -489,7 +535,7 @@ class ObjectStore:
     def _waited(self, entry: Entry) -> None:
         """The time of a creation that waits for readers, or for a slow disk, is over."""
         entry.timer = None
-        text = self._full_text(entry)
+        text = self._full_text(entry) + self._spill_problem()
         if not self._residence.withdraw(entry):
             return
         self._stuck_at = self._residence.departures
@@ -499,6 +545,11 @@ class ObjectStore:
         else:
             self._refuse(entry, "ObjectStoreFullError", text)
         self._residence.advance()
+
+    def _spill_problem(self) -> str:
+        spilled = self._residence.spilled
+        problem = "" if spilled is self._disk else spilled.refusal(0, self._loop.time())
+        return f" {problem}" if problem else ""
 
     def _full_text(self, entry: Entry) -> str:
         residence = self._residence

@@ -34,7 +34,7 @@ _NOBODY = bytes(NODE_BYTES)
 
 
 class DataSocket(BlockingSocket):
-    """A DATA socket, used by one thread at a time. Everything raises OSError, and EOFError when the peer hung up."""
+    """A socket for the bytes of objects, used by one thread at a time. Everything raises OSError, and EOFError when the peer hung up."""
 
     def send_batch(self, pieces: Sequence[Piece], *, as_relay: bool) -> None:
         asked = [_PIECE.pack(p.object_id, p.nbytes, p.offset, p.length, as_relay, p.avoid or _NOBODY) for p in pieces]

@@ -13,24 +13,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
+from collections.abc import Callable
 from functools import partial
 
 from shoal._base import paths
 from shoal._base.settings import Settings
+from shoal._base.spill_place import directory_of, is_url
 from shoal._core.control_link import ControlAddresses, ControlLink, dial
 from shoal._core.control_store.server import ControlStore
 from shoal._core.control_store.storage import SqliteStorage
 from shoal._core.node_agent.dialling import Dialling
 from shoal._core.node_agent.drain_service import DrainService
+from shoal._core.node_agent.joining import Joining
 from shoal._core.node_agent.memory import Candidate, MemoryWatch, group_memory, read_memory
 from shoal._core.node_agent.moving import Moving
 from shoal._core.node_agent.neighbours import Neighbours
 from shoal._core.node_agent.peers import Hooks
 from shoal._core.node_agent.server import NodeAgent
+from shoal._core.node_agent.spilled_objects import SpilledObjects
 from shoal._core.object_store.inside import inside_client
 from shoal._core.object_store.pulling import Pulling
+from shoal._core.object_store.remote import RemoteFiles
 from shoal._core.object_store.serving import Serving
 from shoal._core.object_store.store import ObjectStore
 from shoal._core.process.membership import Membership, change_token, join
@@ -42,9 +46,10 @@ from shoal._core.transport.addresses import announced
 from shoal._core.transport.connection import Connection, OnClose, OnMessage
 from shoal._core.transport.handover import Handover
 from shoal._core.transport.memory import MemoryNetwork, MemoryTransport
-from shoal._core.transport.preamble import DATA, target_of
+from shoal._core.transport.preamble import data_of
 from shoal._core.transport.shared import SharedConnections
 from shoal._core.transport.sockets import SocketListener, SocketTransport
+from shoal._core.transport.switchboard import Switchboard
 from shoal._core.transport.trust import Trust
 from shoal._core.wire.messages import Address, Cause, Message, NodeRecord, ProcessExiting
 
@@ -78,8 +83,11 @@ class HeadParts:
         self._control_addresses = ControlAddresses(context.options.control_address)
         #: Ours, in a session of one node; else the cluster's is elsewhere.
         self._control_store = None if context.options.control_address else LocalControlStore(loop, session, context.trust, settings)
-        spill_dir = os.path.abspath(context.options.spill_dir) if context.options.spill_dir else str(session.spill_dir)
-        self.object_store = ObjectStore(loop, context.arena, f"{spill_dir}/{session.name}", settings)
+        place = context.options.spill_dir
+        #: Where objects are spilled, if that is not the local disk.
+        self._remote = RemoteFiles(place, directory_of(context.node_id)) if is_url(place) else None
+        disk_dir = place if place and self._remote is None else str(session.spill_dir)
+        self.object_store = ObjectStore(loop, context.arena, f"{disk_dir}/{session.name}", settings, remote=self._remote)
         node = NodeRecord(
             context.node_id,
             session.agent_address,
@@ -89,6 +97,8 @@ class HeadParts:
             dict(plan.resources),
             {**plan.labels, NODE_ID_LABEL: context.node_id.hex()},
             name=context.options.node_name or context.options.node_ip,
+            spill_url=self._remote.url if self._remote is not None else "",
+            spill_directory=self._remote.directory if self._remote is not None else "",
         )
         logs = context.logs
         self.node_agent = NodeAgent(
@@ -116,12 +126,15 @@ class HeadParts:
         self._memory_monitor_s = settings.memory_monitor_s
         self._memory_timer: asyncio.TimerHandle | None = None
         self._listeners: list[SocketListener] = []
+        #: Ends those who are not in yet.
+        self._hang_up: Callable[[], None] | None = None
         self._dialling: Dialling | None = None
         self._link: ControlLink | None = None
         self._serving: Serving | None = None
         self._pulling: Pulling | None = None
         self._neighbours: Neighbours | None = None
         self._moving: Moving | None = None
+        self._spilled: SpilledObjects | None = None
         self._drain: DrainService | None = None
         self._end = context.end
 
@@ -130,7 +143,9 @@ class HeadParts:
         return self.node_agent.node.endpoint
 
     async def start(self) -> None:
-        """Listen, join control store and node agent, start the first workers."""
+        """Listen, join control store and node agent, start the first workers. ConnectionError: a part cannot be had, and why."""
+        if self._remote is not None:
+            await self._remote.check(self._loop)
         if self._control_store is not None:
             inside = await self._control_store.start(self._transport)
         elif not self._options.anew:  # it has its certificate from the life before
@@ -183,25 +198,38 @@ class HeadParts:
     async def _open_to_others(self) -> None:
         agent = self.node_agent
         handover = Handover(self._loop, str(self._session.path / paths.HANDOVER_SOCKET))
-        self._dialling = dialling = Dialling(self._loop, handover, agent.view.get, agent.connection_of)
         inside = inside_client(self._loop, self.object_store, self._arena, "other nodes")
         store, arena, node_id = self.object_store, self._arena, agent.node.node_id
         self._pulling = pulling = Pulling(
-            self._loop, store, inside, arena, node_id, lambda other: dialling.open(other, DATA), self._trust
+            self._loop, store, inside, arena, node_id, lambda other: dialling.open(other, data_of(other)), self._trust
         )  # fmt: skip
-        self._serving = serving = Serving(self._loop, store, inside, arena, pulling, self._trust)
+        self._serving = serving = Serving(self._loop, store, inside, arena, node_id, pulling, self._trust)
         store.puller = pulling
-        self._neighbours = neighbours = Neighbours(self._loop, agent.view.get, self._peers.connect)
+        self._neighbours = neighbours = Neighbours(self._loop, agent.view.get, self._reach)
         store.on_freed = lambda object_ids: neighbours.free_copies(serving.copies_of(object_ids))
 
-        def route(target: bytes, sock: socket.socket) -> bool:
-            return serving.accept(sock) if target == DATA else dialling.route(target, sock)
+        welcome, self._hang_up = self._transport.welcomer("this node", node_id, agent.accept)
 
+        def serve(target: bytes, sock: socket.socket) -> bool:
+            if target == node_id:  # by a way that this node has opened itself; at its port such are not asked about
+                welcome(sock)
+                return True
+            return target == serving.target and serving.accept(sock)
+
+        self._dialling = dialling = Dialling(
+            self._loop, handover, agent.node, agent.view, lambda: agent.control, agent.connection_of,
+            Joining(self._loop, Switchboard()), serve,
+        )  # fmt: skip
         self._moving = moving = Moving(self._loop, node_id, store, inside, agent.adopted, neighbours, agent.connection_of)
-        self._drain = drain = DrainService(agent, store.primaries, moving.copy_off, neighbours.settled, self._end)
-        listener = await self._transport.listen(self._options.listen, agent.accept, route=route)
+        self._spilled = spilled = SpilledObjects(
+            self._loop, node_id, store, self._remote, neighbours, agent.connection_of, agent.view.nodes
+        )  # fmt: skip
+        self._drain = drain = DrainService(
+            agent, store.primaries, moving.copy_off, agent.leave_to_others(neighbours), neighbours.settled, self._end
+        )
+        listener = await self._transport.listen(self._options.listen, agent.accept, itself=node_id, route=dialling.route)
         self._listeners.append(listener)
-        handlers = {**dialling.handlers(), **moving.handlers(), **drain.handlers()}
+        handlers = {**dialling.handlers(), **moving.handlers(), **spilled.handlers(), **drain.handlers()}
         agent.open_to_others(announced(listener.address, self._options.node_ip), neighbours, handlers)
 
     async def _reach(self, address: Address) -> Connection:
@@ -212,10 +240,9 @@ class HeadParts:
 
     async def _dial(self, address: Address, on_message: OnMessage, on_close: OnClose) -> Connection:
         assert self._dialling is not None
-        target = target_of(address)
-        sock = await self._dialling.open(address.node_id, target)
+        sock = await self._dialling.open(address.node_id, address.worker_id)
         name = f"process {address.worker_id.hex()[:12]} of node {address.node_id.hex()[:12]}"
-        return await self._transport.greet(sock, name, on_message, on_close, target=target)
+        return await self._transport.greet(sock, name, on_message, on_close, target=address.worker_id)
 
     async def close(self) -> None:
         """End in good order: no more connections, no more workers, nothing on disk."""
@@ -223,10 +250,12 @@ class HeadParts:
             self._memory_timer.cancel()
         for listener in self._listeners:
             listener.close()
+        if self._hang_up is not None:
+            self._hang_up()
         await self.node_agent.close()
         if self._link is not None:
             self._link.close()
-        for part in (self._drain, self._moving):
+        for part in (self._drain, self._moving, self._spilled):
             if part is not None:
                 part.close()
         if self._neighbours is not None:

@@ -24,6 +24,7 @@ import msgspec
 
 from shoal._base import paths, processes
 from shoal._base.process_title import set_title
+from shoal._core.control_store.node_service import Probe
 from shoal._core.control_store.server import ControlStore
 from shoal._core.control_store.storage import Deposed, SqliteStorage, Storage, TablesDamaged
 from shoal._core.process import bootstrap
@@ -33,7 +34,7 @@ from shoal._core.process.membership import Membership, reception
 from shoal._core.process.options import ControlOptions, HeadReady, describe_failure, receive_frame, send_frame
 from shoal._core.process.serving import new_loop
 from shoal._core.transport.addresses import announced
-from shoal._core.transport.presence import nobody_listens
+from shoal._core.transport.presence import has_ended, is_there
 from shoal._core.transport.sockets import SocketListener, SocketTransport
 
 if TYPE_CHECKING:
@@ -146,9 +147,10 @@ class Service:
             self._storage = storage = await self._open_tables()
             trust = self._session.trust()
             membership = Membership.of_listener(self._session, trust, options.listen)
-            self._store = store = ControlStore(
-                loop, storage, options.settings, membership, probe=lambda endpoint: nobody_listens(loop, endpoint)
-            )
+            probe = Probe(
+                lambda node: is_there(loop, node.endpoint, node.node_id), lambda node: has_ended(loop, node.endpoint, node.node_id)
+            )  # fmt: skip
+            self._store = store = ControlStore(loop, storage, options.settings, membership, probe=probe)
             store.on_deposed = self._deposed
             store.load()
         except TablesDamaged as error:

@@ -19,21 +19,13 @@ from .session import SessionRecord, read_record
 
 def live_records(temp_dir: str | Path | None = None) -> list[SessionRecord]:
     """Return the records of this user's running sessions, nodes and control stores, the oldest first."""
-    parent = (Path(temp_dir) if temp_dir else paths.temp_dir()) / f"shoal-{os.getuid()}"
-    try:
-        if os.lstat(parent).st_uid != os.getuid():
-            return []
-    except OSError:
-        return []
-    found = [record for directory in parent.glob("session_*") if (record := read_record(directory)) is not None and record.is_running()]
+    found = [record for record in _records(Path(temp_dir) if temp_dir else paths.temp_dir()) if record.is_running()]
     return sorted(found, key=lambda record: record.started_at)
 
 
 def dead_control_stores() -> list[SessionRecord]:
     """Return the records of this user's control stores that have died: their nodes start them again, if any are left."""
-    parent = paths.temp_dir() / f"shoal-{os.getuid()}"
-    found = [record for directory in parent.glob("session_*") if (record := read_record(directory)) is not None]
-    return [record for record in found if record.part == "control store" and not record.is_running()]
+    return [record for record in _records(paths.temp_dir()) if record.part == "control store" and not record.is_running()]
 
 
 def nodes_of(records: list[SessionRecord], control_address: str) -> list[SessionRecord]:
@@ -78,6 +70,17 @@ def resolve(text: str, known: Sequence[str]) -> str:
 def spell(address: str) -> str:
     """Return an address as users write it: HOST:PORT; what is no TCP address stays as it is."""
     return ",".join(one.removeprefix("tcp:") for one in split(address))
+
+
+def _records(temp_dir: Path) -> list[SessionRecord]:
+    """Return the records of this user's session directories; none if somebody else has made the directory above them."""
+    parent = temp_dir / f"shoal-{os.getuid()}"
+    try:
+        if os.lstat(parent).st_uid != os.getuid():
+            return []
+    except OSError:
+        return []
+    return [record for directory in parent.glob("session_*") if (record := read_record(directory)) is not None]
 
 
 def _parse(text: str) -> TcpAddress:

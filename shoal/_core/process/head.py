@@ -23,6 +23,7 @@ import msgspec
 
 from shoal._base import ids, processes
 from shoal._base.process_title import set_title
+from shoal._base.spill_place import is_url
 from shoal._core.object_store.arena import Arena
 from shoal._core.process import bootstrap, resources, template
 from shoal._core.process import session as sessions
@@ -96,7 +97,7 @@ class Head:
             is_daemon=not options.driver_pid,
             node_id=self.node_id.hex(),
             node_ip=options.node_ip,
-            spill_dir=options.spill_dir and f"{os.path.abspath(options.spill_dir)}/{session.name}",
+            spill_dir=options.spill_dir if not options.spill_dir or is_url(options.spill_dir) else f"{options.spill_dir}/{session.name}",
         )
         session.record(record)
 

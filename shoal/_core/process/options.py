@@ -33,7 +33,8 @@ class HeadOptions(msgspec.Struct, kw_only=True):
     #: The first node of its cluster, or the only one.
     is_head: bool = True
     temp_dir: str = ""
-    spill_dir: str = ""  # default: spill/ in the session directory
+    #: A directory, or a URL (``_base.spill_place``). Default: spill/ in the session directory.
+    spill_dir: str = ""
     settings: Settings = Settings()
     #: The cluster's control store; "": one inside of the head, for a session of one node.
     control_address: str = ""

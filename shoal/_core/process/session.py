@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import stat
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import msgspec
 from shoal._base import paths
 from shoal._base.private_files import write_private
 from shoal._base.processes import is_running, read_stat
+from shoal._base.spill_place import directory_of, is_url
 from shoal._core.process.options import ControlOptions
 from shoal._core.transport.trust import Tokens, Trust
 
@@ -49,7 +51,7 @@ class SessionRecord(msgspec.Struct, kw_only=True):
     is_daemon: bool = False
     node_id: str = ""
     node_ip: str = "127.0.0.1"
-    #: Where spilled objects go, if that is outside of the session directory; named for the session, and removed with it.
+    #: Where spilled objects go, if that is outside of the session directory: one named for the session, and removed with it; or a URL.
     spill_dir: str = ""
     # filled in by ``Session.record``
     session_dir: str = ""
@@ -125,7 +127,7 @@ class Session:
             if entry.name.endswith(".sock"):
                 os.unlink(entry.path)
         for spilled in (str(self.spill_dir), self.read_record().spill_dir):
-            if spilled:
+            if spilled and not is_url(spilled):  # behind a URL others may still need them
                 _remove_contents(Path(spilled), keep="")
 
     def remove(self) -> None:
@@ -209,7 +211,10 @@ def sweep(parent: Path, spare: Session | None = None, budget_s: float = 0.5) -> 
     for directory in sorted(parent.glob("session_*"), reverse=True):
         if (spare is None or directory != spare.directory) and _is_abandoned(directory):
             ended.append(directory)
-            _remove_session(directory)
+            if _spilled_elsewhere(directory):  # over the network: not while the caller waits; if it ends before, the next sweep goes on
+                threading.Thread(target=_remove_session, args=(directory,), name="shoal-sweep", daemon=True).start()
+            else:
+                _remove_session(directory)
         if time.monotonic() > deadline:
             return
     for directory in ended[KEPT_SESSIONS:]:
@@ -258,9 +263,28 @@ def write_control_options(directory: Path, options: ControlOptions) -> None:
 
 def _remove_session(directory: Path) -> None:
     record = read_record(directory)
-    if record is not None and record.spill_dir and Path(record.spill_dir).name == directory.name:
+    if record is not None and not is_url(record.spill_dir) and Path(record.spill_dir).name == directory.name:
         shutil.rmtree(record.spill_dir, ignore_errors=True)
+    if spilled := _spilled_elsewhere(directory):
+        from shoal._core.process.leftovers import remove_spilled
+
+        remove_spilled(spilled)
     _remove_contents(directory, keep=paths.LOGS)
+
+
+def _spilled_elsewhere(directory: Path) -> dict[str, list[str]]:
+    """Return URL -> directories to which objects of this session were spilled, or of the nodes of the cluster that ends with it.
+
+    A node alone removes nothing there: others may still need what it has written, and the cluster knows when they do not.
+    """
+    record = read_record(directory)
+    if record is not None and record.part == "session" and is_url(record.spill_dir):
+        return {record.spill_dir: [directory_of(bytes.fromhex(record.node_id))]}
+    if record is not None and record.part == "control store":
+        from shoal._core.process.leftovers import find_spilled  # few need SQLite; commands that look for sessions must be quick
+
+        return find_spilled(directory / paths.TABLES_FILE)
+    return {}
 
 
 def _remove_contents(directory: Path, keep: str) -> None:

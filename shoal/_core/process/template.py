@@ -33,6 +33,7 @@ from shoal._base.process_title import set_mark, set_title
 from shoal._core.node_agent.fork_protocol import HELLO, REPORT
 from shoal._core.process import bootstrap
 from shoal._core.process import session as sessions
+from shoal._core.process.worker_output import text_stream
 from shoal._core.worker.worker_start import WorkerStart
 
 #: Seconds that the janitor goes on looking for processes of the session.
@@ -187,8 +188,8 @@ class Template:
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             os.dup2(file, descriptor)
             os.close(file)
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+        sys.stdout = text_stream(1)
+        sys.stderr = text_stream(2)
 
     def _die_with_head(self, middle: int) -> None:
         """Arrange to be killed when the head ends; leave if it has ended already."""

@@ -81,7 +81,7 @@ def choose_node(
     conditions = shape.label_selector
     soft: labels.Selector = ()
     if isinstance(strategy, strategies.NodeAffinity):
-        choice = _on_named_node(strategy, what, need, nodes, whole_nodes=whole_nodes)
+        choice = _on_named_node(strategy, what, need, conditions, nodes, whole_nodes=whole_nodes)
         if choice is not None:
             return choice
         nodes = [node for node in nodes if node.node_id != strategy.node_id]
@@ -101,7 +101,13 @@ def choose_node(
 
 
 def _on_named_node(
-    affinity: strategies.NodeAffinity, what: str, need: ResourceSet, nodes: Sequence[NodeRecord], *, whole_nodes: bool
+    affinity: strategies.NodeAffinity,
+    what: str,
+    need: ResourceSet,
+    conditions: labels.Selector,
+    nodes: Sequence[NodeRecord],
+    *,
+    whole_nodes: bool,
 ) -> Choice | None:
     """Answer for a request that names its node; None: another node may run it."""
     node = next((node for node in nodes if node.node_id == affinity.node_id and node.takes_work), None)
@@ -125,7 +131,8 @@ def _on_named_node(
     if affinity.must_run_now:
         have = ", ".join(f"{format_amount(node.available.get(name, 0))} of {format_amount(amount)} {name}" for name, amount in need.items())
         return Refused(f"{what} must run on node {affinity.node_id.hex()} at once, and what it needs is not free there now: {have}.")
-    if affinity.may_leave and any(other is not node and other.takes_work and fits(need, other.available) for other in nodes):
+    others = [other for other in nodes if other is not node]
+    if affinity.may_leave and _with_room(need, conditions, others, 0, 1):
         return None
     return Wait([node])
 

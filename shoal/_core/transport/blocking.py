@@ -39,7 +39,7 @@ class BlockingSocket:
         """Put TLS around it if it leaves the machine, and do the handshake. Raises HandshakeError, NoCertificate, OSError."""
         binding = target
         self.limit_wait(HANDSHAKE_TIMEOUT_S)
-        if leaves_machine(self._socket.getpeername() if role == "client" else self._socket.getsockname()):
+        if leaves_machine(self._socket):
             context = trust.context(role, target)
             self._socket.settimeout(HANDSHAKE_TIMEOUT_S)
             try:

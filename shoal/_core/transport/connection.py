@@ -51,6 +51,8 @@ class Connection:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, peer: str) -> None:
         self.peer = peer
+        #: The numeric address of the peer's machine as it shows on a socket between machines; "": there is none.
+        self.host = ""
         self.closed = False
         #: Free for the server that accepted the connection.
         self.tag: Any = None

@@ -5,6 +5,7 @@ TransportError (a ConnectionError)        the connection, not the request, is th
 ├── ConnectFailed                         no connection came about
 │   ├── NobodyListens                     the machine is there, the port is closed
 │   ├── HostUnreachable                   no answer from the machine, no way to it, or no such name
+│   ├── NoSuchProcess                     the port is there, and not who was meant behind it
 │   ├── NoCertificate                     this node cannot speak to other machines
 │   └── HandshakeError
 │       ├── NotShoal                      the other side speaks another protocol
@@ -38,6 +39,10 @@ class NobodyListens(ConnectFailed):
 
 class HostUnreachable(ConnectFailed):
     """The machine does not answer, there is no way to it, or its name is not known."""
+
+
+class NoSuchProcess(ConnectFailed):
+    """A node answers, and says that the process that was meant is not there."""
 
 
 class NoCertificate(ConnectFailed):

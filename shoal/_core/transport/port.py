@@ -1,6 +1,6 @@
 """A TCP port: sockets are accepted, say for whom they are, and go to the one who is meant.
 
-accept ── preamble ──┬─ SELF ────▶ on_open(socket)         greeted by the one who listens
+accept ── preamble ──┬─ itself ──▶ on_open(socket)         greeted by the one who listens
                      ├─ another ─▶ route(target, socket)   handed over to a process of this node
                      └─ nobody, garbage, too slow, too many ─▶ closed
 """
@@ -8,10 +8,11 @@ accept ── preamble ──┬─ SELF ────▶ on_open(socket)        
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import socket
 from collections.abc import Callable
-from typing import Any
 
 from shoal._core.transport.addresses import TcpAddress, is_loopback
 from shoal._core.transport.errors import HandshakeTimeout, HostUnreachable, NobodyListens, NotShoal, TransportError
@@ -37,6 +38,7 @@ _SHORT_OF_DESCRIPTORS_S = 0.1
 _BACKLOG = 1024
 #: Of an answer one byte is looked at, or a little more of what is none: nothing else comes before the client speaks again.
 _ANSWER_BYTES = 64
+_ANSWERS = frozenset(map(int, Answer))
 #: Seconds of silence after which the kernel asks the peer's, between its questions, and number of questions: on an idle connection a peer
 #: whose machine vanished is noticed after 15 s. Not TCP_USER_TIMEOUT: it also ends connections whose peer is only slow to read.
 _KEEPALIVE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES = 6, 3, 3
@@ -49,9 +51,10 @@ class Port:
     """A listening TCP socket. Closing it leaves the sockets that it has given away alone.
 
     Args:
-        on_open: gets sockets for SELF; it answers OPEN.
+        on_open: gets sockets for ``itself``; it answers OPEN.
         route: gets sockets for others; None: nobody else is here.
         limit: strangers at a time that have not said for whom they come; more wait in the system's queue.
+        itself: the target that is the one who listens.
     """
 
     def __init__(
@@ -62,8 +65,10 @@ class Port:
         route: Route | None,
         *,
         limit: int,
+        itself: bytes = SELF,
     ) -> None:
         self._loop = loop
+        self._itself = itself
         self._on_open = on_open
         self._route = route
         self._limit = limit
@@ -141,8 +146,8 @@ class Port:
                         log.debug("%s sent %r to %s, which is no preamble.", _name(sock), data[:16], self.where)
                         return
                 preamble = decode_preamble(data)
-                answer = judge(preamble, leaves_machine(sock.getsockname()))
-                if answer == Answer.OPEN and preamble.target == SELF:
+                answer = judge(preamble, leaves_machine(sock))
+                if answer == Answer.OPEN and preamble.target == self._itself:
                     given = True
                     self._on_open(sock)
                 elif answer == Answer.OPEN:
@@ -157,14 +162,18 @@ class Port:
                 sock.close()
 
 
-async def dial(loop: asyncio.AbstractEventLoop, where: TcpAddress, target: bytes = SELF, *, timeout_s: float) -> socket.socket:
+async def dial(
+    loop: asyncio.AbstractEventLoop, where: TcpAddress, target: bytes = SELF, *, timeout_s: float, connect_s: float = math.inf
+) -> socket.socket:
     """Connect to a port and say for whom. Returns the socket, on which TLS, if it leaves the machine, and the handshake are next.
 
-    Raises within ``timeout_s`` NobodyListens, HostUnreachable, or what is below HandshakeError.
+    ``connect_s``: seconds of the time that the machine has to answer. Raises within ``timeout_s`` NobodyListens, HostUnreachable,
+    NoSuchProcess, or what is below HandshakeError.
     """
     deadline = loop.time() + timeout_s
+    connect_s = min(connect_s, timeout_s)
     try:
-        async with asyncio.timeout_at(deadline):
+        async with asyncio.timeout(connect_s):
             sock = await _connect(loop, where)
     except ConnectionRefusedError as error:
         raise NobodyListens(
@@ -173,7 +182,7 @@ async def dial(loop: asyncio.AbstractEventLoop, where: TcpAddress, target: bytes
         ) from error
     except TimeoutError as error:
         raise HostUnreachable(
-            f"Cannot connect to {where}: the machine did not answer within {timeout_s:.2g} s. Check the address, that the "
+            f"Cannot connect to {where}: the machine did not answer within {connect_s:.2g} s. Check the address, that the "
             f"machine is up, and that no firewall drops what goes to port {where.port}."
         ) from error
     except socket.gaierror as error:
@@ -182,11 +191,27 @@ async def dial(loop: asyncio.AbstractEventLoop, where: TcpAddress, target: bytes
         raise HostUnreachable(
             f"Cannot connect to {where}: there is no way to it ({error}). Check the address and the network of this machine."
         ) from error
+    tune(sock)
+    preamble = encode_preamble(target, encrypted=leaves_machine(sock))
+    return await hear_answer(loop, sock, str(where), target, deadline - loop.time(), preamble)
+
+
+async def hear_answer(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, where: str, target: bytes, timeout_s: float, preamble: bytes = b""
+) -> socket.socket:
+    """Wait for OPEN from the target at the other end, and return the socket. ``preamble``: asks for it, if nobody has.
+
+    The socket is closed when anything is raised, as of ``dial``.
+    """
     try:
-        tune(sock)
-        async with asyncio.timeout_at(deadline):
-            await loop.sock_sendall(sock, encode_preamble(target, encrypted=leaves_machine(sock.getpeername())))
-            check_answer(await loop.sock_recv(sock, _ANSWER_BYTES), str(where), target)
+        async with asyncio.timeout(timeout_s):
+            await loop.sock_sendall(sock, preamble)
+            # Exactly what is one's own: behind the answer of a port that joins two sockets comes that of the other end.
+            answer = await loop.sock_recv(sock, 1)
+            if answer and answer[0] not in _ANSWERS:
+                with contextlib.suppress(BlockingIOError):  # for the error
+                    answer += sock.recv(_ANSWER_BYTES)
+            check_answer(answer, where, target)
     except TimeoutError:
         sock.close()
         raise HandshakeTimeout(
@@ -202,12 +227,19 @@ async def dial(loop: asyncio.AbstractEventLoop, where: TcpAddress, target: bytes
     return sock
 
 
-def leaves_machine(address: Any) -> bool:
-    """Whether a connection with this address of the server on it is one between machines: those are encrypted, always.
+def leaves_machine(sock: socket.socket) -> bool:
+    """Whether a connected socket leads to another machine, as far as its addresses tell: those are encrypted, always.
 
-    ``address``: a tuple for TCP, a string for a Unix socket, as of ``getsockname``.
+    Either end's address: which of the two dialled says nothing about who is the client of what follows.
     """
-    return isinstance(address, tuple) and not is_loopback(address[0])
+    if sock.family == socket.AF_UNIX:
+        return False
+    if not is_loopback(sock.getsockname()[0]):
+        return True
+    try:
+        return not is_loopback(sock.getpeername()[0])
+    except OSError:  # it has hung up, and nothing will be said
+        return False
 
 
 async def _connect(loop: asyncio.AbstractEventLoop, where: TcpAddress) -> socket.socket:

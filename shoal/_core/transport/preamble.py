@@ -5,12 +5,13 @@
                                          ◀──     one byte: OPEN, or why not
     from here on TLS, if encrypted; inside of it the handshake, between the client and the target
 
-A node has one port; behind it are the node agent (target SELF) and its workers, who get the socket handed over. Nothing here is secret and
-nothing is proved: the target's id is random and known to members only, and whoever guesses it has the handshake before him, which fails
-if anybody changed the target on the way.
+A node has one port; behind it are the node agent (target: the node's id), its object store, and its workers, who get the socket handed
+over. Or somebody there waits to be called back, and the target is the ticket that he gave. Nothing here is secret and nothing is proved: a
+target is random and known to members only, and whoever guesses it has the handshake before him, which fails if anybody changed the target
+on the way.
 
-Whether a socket is encrypted is told by the address that the server has on it: loopback is not, everything else is. Both ends look
-for themselves; the preamble only lets them tell each other when an address translation between them made them see different things.
+Whether a socket is encrypted is told by the addresses on it: loopback is not, everything else is. Both ends look for themselves; the
+preamble only lets them tell each other when an address translation between them made them see different things.
 
 Sans-I/O. It has had this form since version 1 and keeps it, so that any two releases can tell each other why they part.
 """
@@ -22,19 +23,16 @@ import struct
 from typing import NamedTuple
 
 from shoal._base.ids import WORKER_BYTES
-from shoal._core.transport.errors import ConnectFailed, EncryptionMismatch, NotShoal, VersionMismatch
+from shoal._core.transport.errors import ConnectFailed, EncryptionMismatch, NoSuchProcess, NotShoal, VersionMismatch
 from shoal._core.wire.codec import PROTOCOL_VERSION
-from shoal._core.wire.messages import Address
 
 _MAGIC = b"shoal/to"
 _FORM = struct.Struct(f"<8sHH{WORKER_BYTES}s")
 
 PREAMBLE_BYTES = _FORM.size
 TARGET_BYTES = WORKER_BYTES
-#: The process that listens.
+#: The process that listens, where it has no id: a control store.
 SELF = bytes(TARGET_BYTES)
-#: Its object store: what follows the handshake are bytes of objects.
-DATA = b"\xff" * TARGET_BYTES
 #: The reception of a control store: for those who hold the token and have no certificate (yet).
 RECEPTION = b"\xfe" * TARGET_BYTES
 
@@ -103,7 +101,7 @@ def check_answer(data: bytes, where: str, target: bytes) -> None:
             "'shoal status' and 'shoal start --head' print."
         )
     if answer == Answer.UNKNOWN:
-        raise ConnectFailed(f"{where} refused the connection: the process that was asked for is not there, or has ended.")
+        raise NoSuchProcess(f"{where} refused the connection: the process that was asked for is not there, or has ended.")
     if answer == Answer.ENCRYPTED_ONLY:
         raise EncryptionMismatch(
             f"{where} takes encrypted connections only, and this process took the address for one of its own machine. Something forwards "
@@ -133,6 +131,10 @@ def _who_says(data: bytes) -> str:
     return "it answered"
 
 
-def target_of(address: Address) -> bytes:
-    """Return who is meant at the port of a node: one of its processes, or its agent."""
-    return SELF if address.worker_id == address.node_id else address.worker_id
+def data_of(node_id: bytes) -> bytes:
+    """Return the target that is a node's object store: what follows the handshake are bytes of objects.
+
+    Each node's is another, as its agent's is: private addresses are used more than once, and the proof of the token is bound to the
+    target, so that no node takes another one's answers for those of whom it meant.
+    """
+    return bytes(0xFF ^ byte for byte in node_id)

@@ -1,11 +1,11 @@
-"""Whether anybody listens at a port: what tells a process that has ended from one whose connection alone was lost."""
+"""Who is at a port: what tells a process that has ended from one whose connection alone was lost, or that cannot be dialled at all."""
 
 from __future__ import annotations
 
 import asyncio
 
 from .addresses import TcpAddress, parse_address
-from .errors import ConnectFailed, NobodyListens
+from .errors import ConnectFailed, NobodyListens, NoSuchProcess
 from .port import dial
 
 #: A process that is being killed may still listen for a moment after its connections have ended.
@@ -14,14 +14,28 @@ TRIES, PAUSE_S = 5, 0.05
 ANSWER_S = 1.0
 
 
-async def nobody_listens(loop: asyncio.AbstractEventLoop, endpoint: str) -> bool:
-    """Return whether its machine refuses connections to the port. False: it answers, or nobody can tell. Takes up to 5 s."""
+async def is_there(loop: asyncio.AbstractEventLoop, endpoint: str, target: bytes) -> bool:
+    """Return whether ``target`` answers at an endpoint now. Takes up to 1 s."""
+    where = parse_address(endpoint)
+    assert isinstance(where, TcpAddress)
+    try:
+        (await dial(loop, where, target, timeout_s=ANSWER_S)).close()
+    except ConnectFailed:
+        return False
+    return True
+
+
+async def has_ended(loop: asyncio.AbstractEventLoop, endpoint: str, target: bytes) -> bool:
+    """Return whether ``target``, which was at an endpoint, is there no more: its machine refuses connections, or another one answers.
+
+    False: it answers, or nobody can tell. Takes up to 5 s.
+    """
     where = parse_address(endpoint)
     assert isinstance(where, TcpAddress)
     for _ in range(TRIES):
         try:
-            sock = await dial(loop, where, timeout_s=ANSWER_S)
-        except NobodyListens:
+            sock = await dial(loop, where, target, timeout_s=ANSWER_S)
+        except (NobodyListens, NoSuchProcess):
             return True
         except ConnectFailed:
             pass

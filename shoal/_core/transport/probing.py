@@ -29,33 +29,26 @@ async def probe(address: str, tokens: Tokens, *, timeout_s: float = TIMEOUT_S) -
         ConnectFailed: a node's port, and not the control store's; or it ended at this moment.
         ValueError: it is no such address.
     """
+    deadline = asyncio.get_running_loop().time() + timeout_s
     try:
-        await visit(address, tokens, Ping(0), timeout_s=timeout_s)
+        await put_question(await enter(address, tokens, timeout_s=timeout_s), address, Ping(0), deadline, timeout_s)
     except TimeoutError as error:
         raise HandshakeTimeout(f"{error}") from None
     except (ConnectionLost, RequestFailed) as error:
         raise ConnectFailed(f"{address} has the cluster's token and did not answer a question: {error}") from error
 
 
-async def visit(address: str, tokens: Tokens, message: Message, *, timeout_s: float = TIMEOUT_S) -> Any:
-    """Ask the control store at an address a question that visitors may ask; return its answer. Needs no certificate.
-
-    Raises within ``timeout_s`` what ``probe`` raises of those who are no control store, and RequestFailed: its answer is no;
-    ConnectionLost: it ended before it answered; TimeoutError: it does not answer.
-    """
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    connection = await enter(address, tokens, timeout_s=timeout_s)
-    return await put_question(connection, address, message, deadline, timeout_s)
-
-
 async def enter(address: str, tokens: Tokens, *, timeout_s: float) -> Connection:
-    """Connect as a visitor. Raises as ``visit``."""
+    """Connect as a visitor, who needs no certificate. Raises what ``probe`` raises of those who are no control store."""
     transport = SocketTransport(asyncio.get_running_loop(), Trust(tokens))
     return await transport.connect(address, _ignore, target=RECEPTION, timeout_s=timeout_s)
 
 
 async def put_question(connection: Connection, address: str, message: Message, deadline: float, timeout_s: float) -> Any:
-    """Ask on a connection, close it, and return the answer. Raises as ``visit``."""
+    """Ask on a connection what visitors may ask, close it, and return the answer.
+
+    Raises RequestFailed: the answer is no; ConnectionLost: the control store ended before it answered; TimeoutError: it does not answer.
+    """
     try:
         async with asyncio.timeout_at(deadline):
             return await connection.request(message)

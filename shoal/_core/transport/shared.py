@@ -37,7 +37,7 @@ class SharedConnections:
             attempt = self._attempts[address] = self._loop.create_task(connecting)
         try:
             connection = await asyncio.shield(attempt)
-        except Exception:
+        except Exception:  # whatever it is, it is this attempt's: raised to all who wait for it, and not kept for those who come later
             self._attempts.pop(address, None)
             raise
         if connection.finishing:

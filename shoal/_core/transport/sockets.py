@@ -19,6 +19,7 @@ import stat
 from collections.abc import Callable
 from functools import partial
 
+from shoal._core.transport.acknowledging import Acknowledgements
 from shoal._core.transport.addresses import TcpAddress, UnixAddress, is_loopback, parse_address
 from shoal._core.transport.connection import Connection, OnClose, OnMessage
 from shoal._core.transport.errors import ConnectFailed, TransportError
@@ -52,6 +53,7 @@ class SocketTransport:
             )
         self._loop = loop
         self._trust = trust
+        self._acknowledgements = Acknowledgements(loop)
         #: On their way from an accepted socket to its greeter; kept because a loop holds its tasks weakly.
         self._welcoming: set[asyncio.Task[object]] = set()
 
@@ -127,6 +129,7 @@ class SocketTransport:
         address: str,
         on_connection: Callable[[Connection], None],
         *,
+        itself: bytes = SELF,
         max_unproved: int = MAX_UNPROVED,
         route: Route | None = None,
         on_visit: Callable[[Connection], None] | None = None,
@@ -136,6 +139,7 @@ class SocketTransport:
         ``tcp:HOST:0`` takes a free port; the listener's ``address`` tells which.
 
         Args:
+            itself: the target that is this process, at a TCP port.
             route: gets the sockets of those who ask at the port for another process.
             on_visit: gets the connections of those who have proved the token and have no certificate.
 
@@ -152,7 +156,7 @@ class SocketTransport:
             return SocketListener(server, str(where), unproved, (where.path, inode))
         if not is_loopback(where.host):
             _ = self._trust.certificates  # now, and not at the first connection
-        open_self = partial(self._welcome, SELF, str(where), on_connection, unproved, max_unproved)
+        open_self = partial(self._welcome, itself, str(where), on_connection, unproved, max_unproved)
         receive = on_visit and partial(self._welcome, RECEPTION, str(where), on_visit, unproved, max_unproved)
 
         def direct(target: bytes, sock: socket.socket) -> bool:
@@ -161,7 +165,7 @@ class SocketTransport:
                 return True
             return route is not None and route(target, sock)
 
-        port = Port(self._loop, where, open_self, direct, limit=max_unproved)
+        port = Port(self._loop, where, open_self, direct, limit=max_unproved, itself=itself)
         return SocketListener(port, str(port.where), unproved, None)
 
     def welcomer(
@@ -197,7 +201,7 @@ class SocketTransport:
 
     def _handshake_on(self, sock: socket.socket, role: Role, target: bytes) -> AnyHandshake:
         """Return the handshake for a TCP socket: it is encrypted if it leaves the machine."""
-        if leaves_machine(sock.getpeername() if role == "client" else sock.getsockname()):
+        if leaves_machine(sock):
             return SealedHandshake(role, self._trust, target)
         return Handshake(role, self._trust.tokens, target)
 
@@ -219,9 +223,11 @@ class SocketTransport:
         return ServerGreeter(self._loop, handshake, name, partial(self._adopt, "", True), on_connection, unproved, limit)
 
     def _adopt(self, name: str, accepted: bool, transport: asyncio.Transport, peer: str, seal: Seal | None) -> SocketConnection:
-        if seal is not None:
-            return SealedConnection(self._loop, transport, name or peer, accepted, seal)
-        return SocketConnection(self._loop, transport, name or peer, accepted)
+        if seal is None:
+            return SocketConnection(self._loop, transport, name or peer, accepted)
+        connection = SealedConnection(self._loop, transport, name or peer, accepted, seal)
+        self._acknowledgements.watch(connection.look_for_peer)
+        return connection
 
 
 class SocketListener:

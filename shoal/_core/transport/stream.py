@@ -23,6 +23,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from shoal._core.transport.acknowledging import CUT_OFF_S, is_cut_off
 from shoal._core.transport.connection import CLOSE_TIMEOUT_S, HIGH_WATER_BYTES, LOW_WATER_BYTES
 from shoal._core.transport.framing import FramedConnection
 from shoal._core.transport.sealing import Seal
@@ -50,6 +51,8 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, peer: str, accepted: bool) -> None:
         super().__init__(loop, peer, self._write_in_turn)
         self._transport = transport
+        there = transport.get_extra_info("peername")
+        self.host = there[0] if isinstance(there, tuple) else ""
         #: Held by the loop from taking messages out of the queue until they are written, and by ``send_now``.
         self._writing = threading.RLock()
         #: The peer as other threads reach it; a duplicate, so that no closed and reused descriptor is ever written to.
@@ -169,6 +172,13 @@ class SocketConnection(FramedConnection, asyncio.Protocol):
             self._out = []
             self._reason = self._reason or "this process closed it"
             self._transport.abort()
+
+    def look_for_peer(self) -> bool:
+        """End a connection between machines of which the other one acknowledges nothing; return whether it goes on."""
+        if not self._lost and is_cut_off(self._transport.get_extra_info("socket")):
+            self._reason = self._reason or f"its machine has acknowledged nothing for {CUT_OFF_S:g} s"
+            self.abort()
+        return not self._lost
 
     # --- called by the loop ---
 

@@ -250,6 +250,7 @@ class Registered(Message, tag=11):
     arena_bytes: int
     settings: bytes = b""  # msgpack of the Settings record, so that all processes of a session agree
     endpoint: str = ""  # where other nodes reach this one; "": it is alone
+    heirs: dict[bytes, bytes] = {}  # as NodeRecord.heir, of nodes that have left, or are about to
 
 
 class ProcessExiting(Message, tag=12):
@@ -309,6 +310,32 @@ class SocketReady(Message, tag=19):
 class TakeSocket(Message, tag=29):
     """Node agent to process: somebody of another node has connected to you; fetch the socket with this ticket, and greet it."""
 
+    ticket: bytes
+
+
+class CallBack(Message, tag=163):
+    """Node agent to control store, and on to the agent of ``node_id``: dial a node with this ticket, and be the server of what follows.
+
+    Acked when it is done. Failed: "LookupError": the target is not there; "ConnectionError": the node where they meet cannot be dialled
+    from there, or takes no more; "NodeDiedError": the node that is to dial is not connected.
+    """
+
+    rid: int
+    node_id: bytes
+    #: Whom at that node the caller wants, as in a preamble.
+    target: bytes
+    #: What the one who dials says in the place of a target; good for once.
+    ticket: bytes
+    #: Node where the two meet: the caller's own, or a third one, which the caller dials, too.
+    meet: bytes
+    #: Its endpoint, from the control store.
+    endpoint: str = ""
+
+
+class ExpectPair(Message, tag=164):
+    """Control store to node agent: two will come with this ticket; join them. Acked. Failed("ConnectionError"): there are too many."""
+
+    rid: int
     ticket: bytes
 
 
@@ -485,7 +512,7 @@ class ObjectsMoved(Message, tag=167):
     objects: list[tuple[bytes, int]]
 
 
-class WatchProcess(Message, tag=168):
+class WatchProcess(Message, tag=173):
     """To the agent of a process's node: ``node_id`` has objects of it, or lends it adopted ones; send ListOwned when it has ended."""
 
     rid: int
@@ -495,16 +522,51 @@ class WatchProcess(Message, tag=168):
     maker: bytes
 
 
-class ListOwned(Message, tag=169):
+class ListOwned(Message, tag=174):
     """This process has ended. Which primary copies of it lie with you?"""
 
     rid: int
     owner: bytes
 
 
-class OwnedList(Message, tag=170):
+class OwnedList(Message, tag=175):
     rid: int
     objects: list[PrimaryCopy]
+
+
+class NameHeir(Message, tag=171):
+    """Agent of a node that leaves to the control store: who answers for my objects when I have left. Acked when others can be told."""
+
+    rid: int
+    node_id: bytes
+    heir: bytes
+
+
+class ObjectsSpilled(Message, tag=168):
+    """Agent of ``node_id`` to the agent of the owner's node to the owner: these (id, URL) can be read there when that node has died."""
+
+    owner: Address
+    node_id: bytes
+    objects: list[tuple[bytes, str]]
+
+
+class SweepSpilled(Message, tag=169):
+    """Control store to node agent: delete what a dead node has spilled and nobody holds; answered by what is left."""
+
+    rid: int
+    directory: str
+
+
+class ListHeldFiles(Message, tag=170):
+    """Node agent to node agent: in which files of this dead node's directory do objects of yours lie?"""
+
+    rid: int
+    directory: str
+
+
+class HeldFiles(Message, tag=172):
+    rid: int
+    files: list[str]
 
 
 class OwnedObject(msgspec.Struct, array_like=True, gc=False):
@@ -514,10 +576,15 @@ class OwnedObject(msgspec.Struct, array_like=True, gc=False):
 
 
 class AdoptObjects(Message, tag=38):
-    """An owner that ends in good order hands to its node agent what others still hold."""
+    """An owner that ends in good order hands to its node agent what others still hold; an agent whose node leaves, to another node's agent.
+
+    The receiver is registered by then with the owners of what is inside.
+    """
 
     rid: int
     objects: list[OwnedObject]
+    #: The node that leaves; the objects are the receiver's if that names it as its heir.
+    testator: bytes = b""
 
 
 class PromoteCopy(Message, tag=39):
@@ -527,6 +594,9 @@ class PromoteCopy(Message, tag=39):
     object_id: bytes
     owner: Address
     refs: list[ObjectRefInfo] = []
+    #: Or take what the dead node has spilled: where it lies, "" if nowhere, and its size.
+    spilled: str = ""
+    nbytes: int = 0
 
 
 # --- borrower <-> owner --------------------------------------------------------------------------------------------------------
@@ -779,6 +849,15 @@ class NodeRecord(msgspec.Struct, array_like=True):
     draining: str = ""
     #: When it leaves at the latest, in seconds since the epoch; 0: it does not.
     leaves_at: float = 0.0
+    #: Node whose agent answers, when this one has left, for what this one's agent did.
+    heir: bytes = b""
+    #: Whether the control store can connect to its endpoint; if not, others have it call back.
+    reachable: bool = True
+    #: The address from which the control store sees it come; "": it has not said.
+    seen_at: str = ""
+    #: Where it spills objects, if that outlives it: a URL, and its own directory below it; "": on its disk.
+    spill_url: str = ""
+    spill_directory: str = ""
 
     @property
     def takes_work(self) -> bool:
@@ -1146,7 +1225,7 @@ class Published(Message, tag=151):
 AnyMessage = (
     Ack | Failed | CancelRequest | Ping | IssueCertificate | CertificateIssued | RotateToken | TokenChanged
     | RegisterProcess | Registered | ProcessExiting | StopProcess | LogLines | NameProcess | FlushLogs | KillProcess
-    | Dial | SocketReady | TakeSocket | LeaseSpilled | NodesChanged | NodesUsed | ControlStores
+    | Dial | SocketReady | TakeSocket | CallBack | ExpectPair | LeaseSpilled | NodesChanged | NodesUsed | ControlStores
     | RequestLease | LeaseGranted | ReturnLease | LeaseWanted | WorkerDied | WorkerBlocked | WorkerUnblocked | LeaseInfeasible
     | CreateObject | ObjectCreated | SealObject | AbortObject | PinObjects | ObjectsPinned | UnpinObjects | FreeObjects | AdoptObjects
     | PromoteCopy
@@ -1155,7 +1234,8 @@ AnyMessage = (
     | RegisterJob | JobRegistered | GetJob | JobInfo | JobFinished | PutFunction | GetFunction | FunctionBlob
     | KvPut | KvGet | KvValue | KvDelete | KvKeys | KvKeyList
     | RegisterNode | NodeResources | ListNodes | NodeList | ReportResources | DrainNode | Drain | NodeDrained
-    | TakeOver | TakenOver | ObjectsMoved | WatchProcess | ListOwned | OwnedList
+    | TakeOver | TakenOver | ObjectsMoved | ObjectsSpilled | SweepSpilled | ListHeldFiles | HeldFiles | NameHeir
+    | WatchProcess | ListOwned | OwnedList
     | CreateActor | SubscribeActor | UnsubscribeActor | ActorUpdate | KillActor | ActorOutOfScope | GetNamedActor | NamedActor
     | ListNamedActors | NamedActorList | StartActor | BecomeActor | ActorStarted | ActorWorkerDied | StopActor | CancelActorStart | GetActor
     | CreatePlacementGroup | RemovePlacementGroup | WaitPlacementGroup | GetPlacementGroup | ListPlacementGroups | PlacementGroupList
@@ -1166,5 +1246,5 @@ AnyMessage = (
 REPLY_TYPES: frozenset[type[Message]] = frozenset({
     Ack, Failed, CertificateIssued, Registered, LeaseGranted, LeaseSpilled, SocketReady, TakenOver, OwnedList,
     ObjectCreated, ObjectsPinned, ObjectValue, JobRegistered, JobInfo, FunctionBlob, KvValue,
-    KvKeyList, NodeList, NamedActor, NamedActorList, ActorStarted, PlacementGroupList,
+    KvKeyList, NodeList, HeldFiles, NamedActor, NamedActorList, ActorStarted, PlacementGroupList,
 })  # fmt: skip

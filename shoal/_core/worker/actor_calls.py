@@ -5,6 +5,7 @@ Must not know: sockets, threads, clocks. The shell performs what ``CallEffects``
 
     submit -> waiting (in order) -> sent to the live incarnation -> done
     handed back by an incarnation that leaves its node -> waiting, for the next one; it costs no retry
+    the next incarnation lives, and replies of the one that left may still be in its socket -> no word to it before that has ended
     connection lost -> limbo, until the control store says RESTARTING (retry or ActorUnavailableError), ALIVE or DEAD (ActorDiedError)
 
 Order: calls leave in the order of submission, each once its arguments are ready; an actor that may run calls out of order (async, threaded)
@@ -59,6 +60,8 @@ class ActorCalls:
         self.address: Address | None = None
         self.cause: Cause | None = None
         self.connected_now = False
+        #: Where the next incarnation is, while the connection to one that left by plan has not ended.
+        self._next: Address | None = None
         #: Submitted and not sent, in order of submission.
         self.waiting: deque[TaskRecord] = deque()
         #: task id -> record, in the order of sending.
@@ -167,6 +170,8 @@ class ActorCalls:
             self._bury()
         elif self.state == ACTOR_RESTARTING:
             self._resolve_limbo()
+        elif self._next is not None:
+            self._turn_to(self._next)
 
     def updated(self, update: ActorUpdate) -> None:
         """The control store says how the actor is."""
@@ -175,13 +180,15 @@ class ActorCalls:
         changed = update.incarnation != self.incarnation or self.state == ACTOR_RESTARTING
         self.state = update.state
         self.cause = update.cause
+        self._next = None
+        left_by_plan = update.cause is not None and update.cause.kind == DRAINED and self.channel is not None
         if update.state == ACTOR_DEAD:
             self.incarnation = update.incarnation
             self._bury()
         elif update.state == ACTOR_RESTARTING:
             self.incarnation = update.incarnation
             self.connected_now = False
-            if not (update.cause is not None and update.cause.kind == DRAINED and self.channel is not None):
+            if not left_by_plan:
                 self.limbo.extend(self.in_flight.values())
                 self.in_flight.clear()
                 self.channel = None
@@ -190,11 +197,20 @@ class ActorCalls:
         elif update.state == ACTOR_ALIVE and update.address is not None and (changed or self.channel is None):
             self.incarnation = update.incarnation
             self.address = update.address
-            self.limbo.extend(self.in_flight.values())
-            self.in_flight.clear()
             self.connected_now = False
-            self._resolve_limbo()
-            self.effects.connect_actor(self, update.address)
+            if left_by_plan and self.in_flight:
+                # Nothing orders the sockets: a busy caller may hear of the next incarnation before it has read this one's last replies.
+                self._next = update.address
+            else:
+                self._turn_to(update.address)
+
+    def _turn_to(self, address: Address) -> None:
+        """The incarnation before has had its last word; go on with this one."""
+        self._next = None
+        self.limbo.extend(self.in_flight.values())
+        self.in_flight.clear()
+        self._resolve_limbo()
+        self.effects.connect_actor(self, address)
 
     def reconnected(self) -> None:
         """The connection alone was lost: whether what was in flight ran, nobody can tell."""
@@ -218,7 +234,7 @@ class ActorCalls:
         self._returned += len(again)
 
     def _bury(self) -> None:
-        if self.connected_now and self.in_flight:
+        if self.channel is not None and self.in_flight:
             # Replies may still be in the socket; the end of the connection settles what is left.
             doomed = list(self.waiting)
         else:

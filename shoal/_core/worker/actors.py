@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shoal import exceptions
 from shoal._base.ids import ACTOR_BYTES, OBJECT_BYTES
 from shoal._core.serialization import actor_died, describe_cause, serialize_dependent_error, serialize_system_error
-from shoal._core.transport import ConnectionLost
+from shoal._core.transport import ConnectionLost, RequestFailed
 from shoal._core.wire.messages import (
     ACTOR_ALIVE,
     ACTOR_DEAD,
@@ -43,6 +43,8 @@ from .records import FINISHED, PUSHED, TaskRecord
 if TYPE_CHECKING:
     from .core import Core
 
+#: Seconds until an actor is created again for which the control store's disk had no room.
+NO_ROOM_S = 0.5
 #: Seconds between attempts to reach an actor whose connection is lost and that the control store believes alive.
 RECONNECT_S = 0.2
 
@@ -130,6 +132,10 @@ class Actors:
             error = None if done.cancelled() else done.exception()
             if isinstance(error, ConnectionLost):
                 error = self.core.head_ended()
+            if isinstance(error, RequestFailed) and error.kind == "OutOfDiskError" and future is None and not self.core.closing:
+                # Nobody waits for the answer, but others may have its handle, and would wait for it for ever: it is created later.
+                self.core.loop.call_later(NO_ROOM_S, self._announce, message, None)
+                return
             if future is not None:
                 future.set_exception(error) if error is not None else future.set_result(None)
             if error is not None:
@@ -307,6 +313,7 @@ class Actors:
             if self._remove(calls, record):
                 self.core.tasks.fail(record, cancelled_error(record))
         if message.moves:
+            peer.takes_calls = False  # a thread that has taken an offer may not have sent its call yet, and the actor waits for none
             peer.send(AskHandBack(0))
 
     def call_over(self, actor_id: bytes) -> None:

@@ -19,6 +19,8 @@ class Agents:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._foreign: dict[bytes, Peer] = {}
+        #: Nodes that have left, or are about to -> who answers for what their agents owned.
+        self.heirs: dict[bytes, bytes] = {}
 
     def get(self, node_id: bytes) -> Any:
         """Return what can ``send`` and ``request`` to the node's agent; another node's is connected to, and registered with, first."""

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 from shoal._core.transport import ConnectFailed, Connection, OnClose, OnMessage, RequestFailed, SocketTransport, Transport
 from shoal._core.transport.handover import fetch
-from shoal._core.transport.preamble import target_of
 from shoal._core.wire.messages import Address, Dial, TakeSocket
 
 log = logging.getLogger(__name__)
@@ -80,7 +79,7 @@ class NodeConnector:
             raise ConnectFailed(error.message) from None
         sock = await fetch(self._loop, self._path, ready.ticket)
         name = f"process {address.worker_id.hex()[:12]} of node {address.node_id.hex()[:12]}"
-        return await self._transport.greet(sock, name, on_message, on_close, target=target_of(address))
+        return await self._transport.greet(sock, name, on_message, on_close, target=address.worker_id)
 
     def close(self) -> None:
         for taking in self._taking:

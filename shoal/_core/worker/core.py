@@ -142,6 +142,7 @@ class Core:
             m.NodesChanged: self._nodes_changed,
             m.TakeSocket: connector.on_take_socket,
             m.ObjectsMoved: objects.on_moved,
+            m.ObjectsSpilled: objects.on_spilled,
             m.TokenChanged: lambda _agent, message: on_token(message.token),
             m.ControlStores: lambda _agent, message: self._control_addresses.learn(message.addresses),
             **self._shared,
@@ -166,7 +167,8 @@ class Core:
     async def connect_control_store(self, address: str, *, lasting: bool) -> None:
         """Connect to one of the addresses; ``lasting``: the control store is a process of its own, and comes back when it died.
 
-        Waits for one that is not there just now, a driver for ``control_store_timeout_s``. Raises ConnectFailed.
+        A driver waits ``control_store_timeout_s`` for one that is not there just now; a worker does not wait: what it needs to run tasks
+        that its node knows, the node has. Raises ConnectFailed.
         """
         settings = self.settings
         give_up_s = math.inf if self.runs_tasks else settings.control_store_timeout_s
@@ -183,6 +185,9 @@ class Core:
             give_up_s=give_up_s,
         )
         link.on_message, link.on_batch_end = self._control_message, self.flush
+        if lasting and self.runs_tasks:
+            link.open_later()
+            return
         try:
             async with asyncio.timeout(give_up_s if give_up_s < math.inf else None):
                 await link.open(patient=lasting)
@@ -366,8 +371,13 @@ class Core:
             handler(connection, message)
 
     def _nodes_changed(self, _channel: Any, message: m.NodesChanged) -> None:
-        """Nodes have died: nobody else may tell, as the connections of a machine that vanished stand on."""
-        self.peers.abort({record.node_id for record in message.nodes if not record.alive})
+        """Nodes have died: nobody else may tell, as the connections of a machine that vanished stand on. Or one says who its heir is."""
+        self.agents.heirs.update((record.node_id, record.heir) for record in message.nodes if record.heir)
+        dead = {record.node_id for record in message.nodes if not record.alive}
+        self.peers.abort(dead)
+        self.objects.nodes_left(dead & self.agents.heirs.keys())
+        self.recovery.nodes_died(dead)
+        self.flush()
 
     def _log_lines(self, _connection: Connection, message: m.LogLines) -> None:
         if self.on_log_lines is not None:

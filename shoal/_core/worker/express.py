@@ -111,13 +111,14 @@ class Express:
         message = wire_message(index, record)
         word = (offer, record)
         sent: list[bool] = []
+        note = partial(sent.append, True)
         try:
             # Before the offer is taken, and before the reply can be here.
             inbox.post_later(self._on_sending, word)
             if not offer.claim(record):
                 return False
             record.state = PUSHED
-            if not connection.send_now(message, lambda: peer.known_template(record.template) == index, partial(sent.append, True)):
+            if not connection.send_now(message, lambda: peer.takes_calls and peer.known_template(record.template) == index, note):
                 inbox.post(self._on_refused, word)
             return True
         except BaseException:

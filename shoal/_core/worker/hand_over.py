@@ -15,7 +15,9 @@ from .entries import STORED, Entry
 #: Causes of ends that can wait for what the process has started.
 PLANNED_ENDS = frozenset({"max_calls", "idle", "out_of_scope", "exit_actor", m.DRAINED})
 #: Seconds that others have to end their connections to a process that leaves.
-FAREWELL_S = 1.0
+FAREWELL_S = 5.0
+#: Seconds that all of it may take.
+HAND_OVER_S = FAREWELL_S + 5.0
 
 
 async def finish_tasks(core: Core, cause: m.Cause) -> None:
@@ -81,7 +83,8 @@ async def hand_over(core: Core, cause: m.Cause) -> None:
         core.objects.handed_over = True
         await core.agent.request(m.AdoptObjects(0, kept))
         core.objects.turn_away()
-        await core.see_callers_off(cause, FAREWELL_S)
+    # They end their connections when they have read all that was said: what this process has not written yet when it ends is lost.
+    await core.see_callers_off(cause, FAREWELL_S)
     core.flush()
     await core.peers.connected(FAREWELL_S)  # an object of ours may lie on a node that we have not talked to: nobody else frees it
     await core.close()

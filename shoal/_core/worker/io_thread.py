@@ -167,6 +167,7 @@ class IoThread:
         self._arena = arena = Arena.open(request.arena_fd if request.arena_fd >= 0 else registered.arena_path, registered.arena_bytes)
         store = StoreClient(arena, agent.send, agent.request, self._wake_store, registered.node_id)
         core.attach(agent, m.Address(registered.node_id, registered.node_id, request.agent_address), store, listener)
+        core.agents.heirs.update(registered.heirs)
         self.control_address = registered.control_store
         await core.connect_control_store(registered.control_store, lasting=bool(registered.endpoint))
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from shoal._core.wire.messages import (
     Message,
     ObjectRefInfo,
     ObjectsMoved,
+    ObjectsSpilled,
     ObjectValue,
     PinForever,
     RemoveBorrower,
@@ -209,15 +210,32 @@ class Objects:
             if entry.grants:
                 adopter = self.core.owner_channel(entry.owner)
                 future = adopter.request(AddBorrower(0, entry.object_id, self.core.me, entry.grants, full=True))
-                future.add_done_callback(partial(self._readopted, entry))
+                future.add_done_callback(partial(self._readopted, entry, entry.owner))
 
     def owner_left(self, owner: Address) -> None:
         """Turn to the node agent, which has our counts: the owner has handed them over, and passes on what is still under way."""
         self._turn_to_agent(owner)
 
     def _successor(self, owner: Address) -> Address:
-        """Return who answers for what it owned: its node agent; for that of a dead node our own, who says that the owner has died."""
-        return self.core.agent_address if owner.worker_id == owner.node_id else self.core.agents.address(owner.node_id)
+        """Return who answers for what it owned: its node agent; for that, when its node has left, its heir.
+
+        An agent without one has died with its node: our own agent says that the owner has died.
+        """
+        agents = self.core.agents
+        if owner.worker_id != owner.node_id:
+            return agents.address(owner.node_id)
+        heir = agents.heirs.get(owner.node_id)
+        return self.core.agent_address if heir is None else agents.address(heir)
+
+    def nodes_left(self, node_ids: Collection[bytes]) -> None:
+        """These nodes have left, and each has an heir, who waits for all who hold something of it."""
+        if node_ids:
+            owners = {entry.owner.worker_id: entry.owner for entry in self.own.entries.values() if isinstance(entry, BorrowedEntry)}
+            left = [owner for owner in owners.values() if owner.node_id in node_ids]
+            for owner in sorted(left, key=lambda owner: owner.worker_id == owner.node_id):  # the agent, to whom the others turn, last
+                self.owner_lost(owner)
+            for node_id in node_ids:
+                self.owner_lost(Address(node_id, node_id, ""))
 
     def _turn_to_agent(self, owner: Address) -> list[BorrowedEntry]:
         successor = self._successor(owner)
@@ -230,8 +248,10 @@ class Objects:
                 turned.append(entry)
         return turned
 
-    def _readopted(self, entry: BorrowedEntry, done: asyncio.Future[Any]) -> None:
+    def _readopted(self, entry: BorrowedEntry, asked: Address, done: asyncio.Future[Any]) -> None:
         error = done.exception() if not done.cancelled() else None
+        if isinstance(error, ConnectionLost) and entry.owner.worker_id != asked.worker_id:
+            return  # that agent's node has left as well, and its heir has been asked since
         if error is not None:
             entry.grants = 0
             if entry.kind == PENDING and not entry.fetching:
@@ -348,6 +368,19 @@ class Objects:
             self.moved(entry, stored)
         elif entry.kind != STORED or entry.data.node_id != stored.node_id:  # it was made again elsewhere, or nobody needs it
             self.free_leftover(entry.object_id, stored.node_id)
+
+    def on_spilled(self, _agent: Any, message: ObjectsSpilled) -> None:
+        """Primary copies of ours have been written to where other nodes can read them."""
+        for object_id, location in message.objects:
+            entry = self.own.entries.get(object_id)
+            if entry is not None and not isinstance(entry, BorrowedEntry) and entry.kind >= PENDING:
+                # The word that it is stored there may still be on its way.
+                self.when_done(entry, self._spilled_at, (message.node_id, location))
+
+    def _spilled_at(self, entry: Entry, place: tuple[bytes, str]) -> None:
+        node_id, location = place
+        if entry.kind == STORED and entry.data.node_id == node_id:
+            self.copies.spilled(entry.object_id, node_id, location)
 
     def lost(self, entry: Entry, node_id: bytes) -> None:
         """A node cannot produce the value. Old news if it is being computed again, or lies elsewhere by now."""

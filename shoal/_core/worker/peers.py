@@ -31,6 +31,8 @@ class Peer:
         #: The lease under which tasks are pushed over this connection, and the actor whose calls go over it; set by the shells.
         self.lease: Any = None
         self.calls: Any = None
+        #: It is told that no call comes any more: none may follow, whichever thread would send it.
+        self.takes_calls = True
         self._when_connected: list[Callable[[], None]] = []
         #: What was to be sent when it turned out that no connection can be made.
         self.undelivered: list[Message] = []

@@ -1,6 +1,7 @@
 """Lost objects are looked for on other nodes, then computed again from the lineage that their owner kept. I/O thread only.
 
 object lost -> recover -> a node has a copy: that is the primary copy now
+                       -> its node had spilled it behind a URL: this node goes on with it
                        -> the task is submitted again, its arguments first
                        -> ObjectReconstructionFailedError, with the reason
 """
@@ -8,6 +9,7 @@ object lost -> recover -> a node has a copy: that is the primary copy now
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from shoal import exceptions
@@ -51,18 +53,36 @@ class Recovery:
     def recover(self, entry: Entry) -> None:
         """Find another copy of a lost object, or compute it again."""
         is_ours = entry.kind == STORED and not isinstance(entry, BorrowedEntry)
-        nodes = self.core.objects.copies.take(entry.object_id, entry.data.node_id) if is_ours else []
-        if nodes:
+        places = self._other_places(entry) if is_ours else []
+        if places:
             stored, inner = entry.data, entry.inner
             entry.inner = None  # they live on
             self.core.objects.own.reset(entry)
-            self._promote(entry, stored, inner, nodes)
+            self._promote(entry, stored, inner, places)
         else:
             self._compute(entry)
 
-    def _promote(self, entry: Entry, stored: Stored, inner: list[Entry] | None, nodes: list[bytes]) -> None:
-        """Ask the nodes one after the other whether they have a complete copy."""
-        node_id, *others = nodes
+    def nodes_died(self, node_ids: Collection[bytes]) -> None:
+        """Have what they had spilled adopted at once, read or not: what nobody claims is deleted after a while."""
+        objects = self.core.objects
+        entries = [objects.own.entries.get(object_id) for object_id in objects.copies.spilled_by(node_ids)]
+        lost = [entry for entry in entries if entry is not None and entry.kind == STORED and entry.data.node_id in node_ids]
+        for entry in lost:
+            self.recover(entry)
+        if lost:
+            self.core.note(f"{len(lost)} objects were lost with their node; what it had spilled of them is used.")
+
+    def _other_places(self, entry: Entry) -> list[tuple[bytes, str]]:
+        """Return (node to ask, where the lost copy was spilled), the likeliest first."""
+        copies, lost = self.core.objects.copies, entry.data.node_id
+        places = [(node_id, "") for node_id in copies.take(entry.object_id, lost)]
+        if spilled := copies.take_spilled(entry.object_id, lost):
+            places.append((self.core.me.node_id, spilled))
+        return places
+
+    def _promote(self, entry: Entry, stored: Stored, inner: list[Entry] | None, places: list[tuple[bytes, str]]) -> None:
+        """Ask the nodes one after the other whether they have a complete copy, or can get it."""
+        (node_id, spilled), *others = places
         objects = self.core.objects
 
         def answered(done: asyncio.Future[Any]) -> None:
@@ -75,12 +95,14 @@ class Recovery:
                 if is_there and not (entry.kind == STORED and entry.data.node_id == node_id):
                     objects.free_leftover(entry.object_id, node_id)
             elif is_there:
-                self.core.note(f"Object {entry.object_id.hex()} was lost with its node; a copy of another node is used.")
+                if not spilled:
+                    self.core.note(f"Object {entry.object_id.hex()} was lost with its node; a copy of another node is used.")
                 objects.complete(entry, STORED, Stored(node_id, stored.nbytes), inner)
-                for other in others:
+                for other, _ in others:
                     objects.told(entry, other)
-                # If that node has not died but is out of reach for some.
-                objects.free_leftover(entry.object_id, stored.node_id)
+                if not spilled:  # else it would delete the file that is used now
+                    # If that node has not died but is out of reach for some.
+                    objects.free_leftover(entry.object_id, stored.node_id)
             elif others:
                 self._promote(entry, stored, inner, others)
             else:
@@ -91,7 +113,7 @@ class Recovery:
                     objects.own.settle(entry)
             self.core.flush()
 
-        request = PromoteCopy(0, entry.object_id, self.core.me, objects.infos(inner or ()))
+        request = PromoteCopy(0, entry.object_id, self.core.me, objects.infos(inner or ()), spilled, stored.nbytes)
         self.core.agents.get(node_id).request(request).add_done_callback(answered)
 
     def _compute(self, entry: Entry) -> None:

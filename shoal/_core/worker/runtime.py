@@ -30,12 +30,15 @@ from .bridge import Bridge
 from .core import Core
 from .execution.calls import ActorExit, Call, current_call
 from .futures import Futures
-from .hand_over import PLANNED_ENDS, finish_tasks, hand_over
+from .hand_over import HAND_OVER_S, PLANNED_ENDS, finish_tasks, hand_over
 from .inbox import Inbox
 from .objects import ARGUMENT
 from .reader import Reader
 from .submitter import Submitter
 from .values import Values
+
+#: Seconds that a task waits for its function without giving its CPU away: usually it is here in a millisecond.
+FUNCTION_S = 0.25
 
 
 class CoreRuntime:
@@ -195,7 +198,7 @@ class CoreRuntime:
             return
         from .execution.job import apply_job
 
-        info: m.JobInfo = self.request_control_store(m.GetJob(0, job_id))
+        info: m.JobInfo = self.request_node_agent(m.GetJob(0, job_id))
         apply_job(info.config)
         os.environ["RAY_JOB_ID"], os.environ["RAY_RAYLET_PID"] = job_id.hex(), str(os.getppid())  # the node agent lives in the head
         self.job_config = info.config
@@ -204,7 +207,12 @@ class CoreRuntime:
         self._ids.enter_job(job_id)  # type: ignore[arg-type]
 
     def fetch_function(self, function_id: bytes) -> bytes:
-        return self.request_control_store(m.GetFunction(0, function_id)).blob  # type: ignore[no-any-return]
+        """Block until the function is here; what is queued behind the task runs elsewhere if that takes long."""
+        try:
+            return self.request_node_agent(m.GetFunction(0, function_id), FUNCTION_S).blob  # type: ignore[no-any-return]
+        except exceptions.GetTimeoutError:  # it is not exported yet, or the control store is away
+            with self._blocked():
+                return self.request_node_agent(m.GetFunction(0, function_id)).blob  # type: ignore[no-any-return]
 
     def pin_deps(self, deps: list[m.Dep]) -> dict[bytes, Any]:
         """Make stored arguments readable here; blocks. An actor's constructor needs them outside of any pushed call."""
@@ -227,7 +235,7 @@ class CoreRuntime:
         """Hand over what others still hold, and flush. Blocks: until its own tasks are done if it leaves by plan, else a few seconds."""
         if cause.kind in PLANNED_ENDS:
             self.bridge.call(lambda: self.core.loop.create_task(finish_tasks(self.core, cause)))
-        self.bridge.call(lambda: self.core.loop.create_task(hand_over(self.core, cause)), 5.0)
+        self.bridge.call(lambda: self.core.loop.create_task(hand_over(self.core, cause)), HAND_OVER_S)
 
     # --- the end -------------------------------------------------------------------------------------------
 

@@ -6,9 +6,11 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 
+from shoal._core.control_store.node_service import Probe
 from shoal._core.control_store.server import ControlStore
 from shoal._core.control_store.storage import Change, MemoryStorage
 from shoal._core.transport.memory import MemoryTransport
+from shoal._core.wire.messages import NodeRecord
 from shoal.testing.simulation.process_loop import ProcessLoop
 from shoal.testing.simulation.world import World
 
@@ -43,7 +45,7 @@ class SimulatedControlStore:
         """Make one that runs in somebody else's process."""
         world = self._world
         clock = lambda: loop.time() + world.clock_error_s  # noqa: E731
-        return ControlStore(loop, self._storage, world.settings, clock=clock, probe=self._nobody_listens)
+        return ControlStore(loop, self._storage, world.settings, clock=clock, probe=Probe(self._is_there, self._has_ended))
 
     def kill(self) -> None:
         """SIGKILL. What was not committed is forgotten."""
@@ -52,15 +54,18 @@ class SimulatedControlStore:
             self.loop.kill()
             self._world.network.kill(self._endpoint)
 
-    async def _nobody_listens(self, endpoint: str) -> bool:
-        """Knock at a node's port: a refusal comes back, silence does not."""
+    async def _is_there(self, node: NodeRecord) -> bool:
         transport = MemoryTransport(self._world.network, self._endpoint)
         try:
-            connection = await transport.connect(endpoint, lambda _connection, _message: None)
+            connection = await transport.connect(node.endpoint, lambda _connection, _message: None)
         except OSError:
-            return not self._world.network.where(endpoint)
+            return False
         connection.close()
-        return False
+        return True
+
+    async def _has_ended(self, node: NodeRecord) -> bool:
+        """Knock at a node's port: a refusal comes back, silence does not."""
+        return not await self._is_there(node) and not self._world.network.where(node.endpoint)
 
 
 class FillableStorage(MemoryStorage):

@@ -77,7 +77,7 @@ class Nemesis:
                 network.delay(a, b, 0.0, fault.longest_s)
                 self._later(fault.for_s, lambda: network.end_delay(a, b))
             case KillControlStore():
-                if not cluster.control.dead:
+                if not cluster.control.dead:  # else it is killed already, and started again by whoever did that
                     cluster.control.kill()
                     self._later(fault.for_s, cluster.control.start)
             case JumpClock():

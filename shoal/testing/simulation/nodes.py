@@ -109,12 +109,14 @@ class SimulatedNode:
         self._dialling = dialling = SimulatedDialling(self.loop, self.world.network, self._transport.name, agent.view)
         inside = inside_client(self.loop, store, self.arena, "other nodes")
         self._pulling = pulling = Pulling(self.loop, store, inside, self.arena, self.node_id, self._way_to, trust)
-        self.serving = serving = Serving(self.loop, store, inside, self.arena, pulling, trust)
-        self._neighbours = neighbours = Neighbours(self.loop, agent.view.get, self._peers.connect)
+        self.serving = serving = Serving(self.loop, store, inside, self.arena, self.node_id, pulling, trust)
+        self._neighbours = neighbours = Neighbours(self.loop, agent.view.get, self._reach)
         store.puller = pulling
         store.on_freed = lambda object_ids: neighbours.free_copies(serving.copies_of(object_ids))
         self._moving = moving = Moving(self.loop, self.node_id, store, inside, agent.adopted, neighbours, agent.connection_of)
-        self._drain = drain = DrainService(agent, store.primaries, moving.copy_off, neighbours.settled, self._leave)
+        self._drain = drain = DrainService(
+            agent, store.primaries, moving.copy_off, agent.leave_to_others(neighbours), neighbours.settled, self._leave
+        )
         agent.open_to_others(f"tcp:{self.name}", neighbours, {**dialling.handlers(), **moving.handlers(), **drain.handlers()})
 
     async def _way_to(self, node_id: bytes) -> Any:

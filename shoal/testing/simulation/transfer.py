@@ -79,8 +79,8 @@ class SimulatedLink:
         self._node_id = b""
         self._running: asyncio.Task[None] | None = None
 
-    def start(self, way: DataWay, _trust: Any, node_id: bytes) -> None:
-        self._way, self._node_id = way, node_id
+    def start(self, way: DataWay, _trust: Any, _source: bytes, own: bytes) -> None:
+        self._way, self._node_id = way, own
         self._go_on()
 
     def ask(self, pieces: Sequence[Piece], targets: Targets) -> None:

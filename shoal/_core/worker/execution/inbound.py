@@ -221,7 +221,9 @@ class Inbound:
         """End in good order, after the calls that are queued. An actor that moves finishes those that have begun."""
         if self.actor is not None and cause.kind == m.DRAINED:
             if self._move is None:
-                self._move = Move(self.core.loop, self._callers, lambda: self.actor.leave(cause))
+                # What those had sent who do not answer is lost with the process: as patient as with a node that is silent.
+                patience_s = self.core.settings.node_timeout_s
+                self._move = Move(self.core.loop, self._callers, patience_s, lambda: self.actor.leave(cause))
                 self.hand_back()
         elif self.actor is not None:
             self.actor.leave(cause)

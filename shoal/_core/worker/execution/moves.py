@@ -13,19 +13,21 @@ from collections.abc import Callable, Iterable
 from shoal._core.transport import Connection
 from shoal._core.wire.messages import HandBack
 
-#: Seconds that callers have to answer; one that hangs must not keep the actor.
-ANSWER_S = 2.0
-
 
 class Move:
-    """I/O thread only. ``then`` is called once."""
+    """I/O thread only.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, callers: Iterable[Connection], then: Callable[[], None]) -> None:
+    Args:
+        patience_s: callers have to answer; one that hangs must not keep the actor.
+        then: called once.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, callers: Iterable[Connection], patience_s: float, then: Callable[[], None]) -> None:
         self._then: Callable[[], None] | None = then
         self._awaited = {connection for connection in callers if not connection.closed}
         for connection in self._awaited:
             connection.send(HandBack([], moves=True))
-        self._timer = loop.call_later(ANSWER_S if self._awaited else 0.0, self._go)
+        self._timer = loop.call_later(patience_s if self._awaited else 0.0, self._go)
 
     def heard(self, connection: Connection) -> None:
         """The caller has answered, or is gone."""
