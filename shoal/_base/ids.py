@@ -46,6 +46,11 @@ def object_id(task_id: TaskId, index: int) -> ObjectId:
     return ObjectId(task_id + suffix)
 
 
+def maker_of(object_id: bytes) -> bytes:
+    """Return what the ids of all objects have in common that one process owns, and of no other's."""
+    return object_id[8 : TASK_BYTES - JOB_BYTES]
+
+
 def task_of(object_id: ObjectId) -> TaskId:
     return TaskId(object_id[:TASK_BYTES])
 

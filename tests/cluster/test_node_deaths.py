@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 
@@ -269,3 +270,52 @@ def test_what_a_killed_owner_of_another_node_had_stored_is_kept_there_for_those_
 
         both = [total.options(**nodes.on(index)).remote([ref]) for index in range(2)]
         assert shoal.get(both, timeout=PATIENCE_S) == [7 * MIB] * 2
+
+
+def test_references_inside_of_what_a_killed_owner_had_stored_keep_objects_of_other_nodes_alive():
+    """The agent that adopts the container holds what is inside of it, wherever its owner lives."""
+    with many_nodes(2) as nodes:
+
+        @shoal.remote(num_cpus=0)
+        class Keeper:
+            def box(self, inner):
+                self.kept = shoal.put([np.zeros(MIB, dtype=np.uint8), inner[0]])
+                return [self.kept]
+
+            def die(self):
+                os.kill(os.getpid(), 9)
+
+        keeper = Keeper.options(**nodes.on(1)).remote()
+        inner = shoal.put(np.full(MIB, 5, dtype=np.uint8))
+        [box] = shoal.get(keeper.box.remote([inner]), timeout=PATIENCE_S)
+        with pytest.raises(shoal.exceptions.RayActorError):
+            shoal.get(keeper.die.remote(), timeout=PATIENCE_S)
+        del inner
+        gc.collect()
+        found = shoal.get(box, timeout=PATIENCE_S)[1]
+        assert int(shoal.get(found, timeout=PATIENCE_S).sum()) == 5 * MIB
+
+
+def test_what_a_killed_owner_had_on_another_node_is_read_by_those_who_hold_it():
+    """The agent of the owner's node asks for it and adopts it, where it lies."""
+    with many_nodes(3) as nodes:
+
+        @shoal.remote(num_cpus=0)
+        def make():
+            return np.full(MIB, 3, dtype=np.uint8)
+
+        @shoal.remote(num_cpus=0)
+        class Owner:
+            def own(self, where):
+                self.owned = [make.options(**where).remote()]
+                shoal.wait(self.owned, fetch_local=False)
+                return self.owned
+
+            def die(self):
+                os.kill(os.getpid(), 9)
+
+        owner = Owner.options(**nodes.on(1)).remote()
+        [held] = shoal.get(owner.own.remote(nodes.on(2)), timeout=PATIENCE_S)
+        with pytest.raises(shoal.exceptions.RayActorError):
+            shoal.get(owner.die.remote(), timeout=PATIENCE_S)
+        assert int(shoal.get(held, timeout=PATIENCE_S).sum()) == 3 * MIB

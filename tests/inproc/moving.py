@@ -186,4 +186,4 @@ class Cluster:
     def freed(self, node: Node, object_ids) -> None:
         for node_id, copies in node.serving.copies_of(object_ids).items():
             if node_id in self.nodes:
-                self.nodes[node_id].store.free(copies, copies_only=True)
+                self.nodes[node_id].store.free(copies, primaries=False)

@@ -362,7 +362,7 @@ def test_a_primary_copy_is_not_freed_with_the_copies(tmp_path):
     async def scenario():
         async with Cluster(tmp_path, 2) as (a, b):
             await a.put(1, 1000)
-            a.store.free([object_id(1)], copies_only=True)
+            a.store.free([object_id(1)], primaries=False)
             assert await b.read(a, [1], 1000) == [pattern(1, 1000)]
 
     run(scenario)

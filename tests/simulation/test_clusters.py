@@ -5,16 +5,23 @@ python -m shoal.testing.simulation SEED --nodes 5 --faults      runs one of them
 
 from __future__ import annotations
 
+import itertools
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import get_args
 from unittest import mock
 
 import pytest
 
 from shoal._core.node_agent.cluster_view import ClusterView
+from shoal._core.node_agent.remote_processes import RemoteProcesses
 from shoal._core.object_store.store import ObjectStore
-from shoal.testing.simulation.campaign import Mode, run_seeds, shrink
-from shoal.testing.simulation.faults import Fault, FullDisk
+from shoal.testing.simulation.campaign import Mode, SimulatedSurroundings, run_seeds, shrink
+from shoal.testing.simulation.cluster import make_directory
+from shoal.testing.simulation.faults import Fault
 from shoal.testing.simulation.generation import generate
 from shoal.testing.simulation.programs import show_program, smaller_programs
 from tests.simulation.test_random_programs import trace
@@ -31,19 +38,19 @@ def clean(seeds: range, mode: Mode) -> None:
     assert done == len(seeds)
 
 
-@pytest.mark.parametrize("first", [1000, 1050, 1150, 1200, 1250])
+@pytest.mark.parametrize("first", range(0, 400, BLOCK))
 def test_clusters_run_clean(first):
     clean(range(first, first + BLOCK), CALM)
 
 
-@pytest.mark.parametrize("first", range(0, 300, BLOCK))
+@pytest.mark.parametrize("first", range(0, 400, BLOCK))
 def test_clusters_run_clean_under_faults(first):
     clean(range(first, first + BLOCK), FAULTY)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("first", range(2000, 12_000, 500))
+@pytest.mark.parametrize("first", range(0, 10_000, 500))
 @pytest.mark.parametrize("mode", [CALM, FAULTY], ids=["calm", "faults"])
 def test_ten_thousand_clusters_run_clean(mode, first):
     clean(range(first, first + 500), mode)
@@ -56,7 +63,7 @@ def test_all_operations_and_faults_are_made():
     for operation in ["CreateGroup", "RemoveGroup", "Find", "SPREAD", "HARD", "SOFT", "RESOURCE", "GROUP"]:
         assert operation in text, operation
     faults = Counter(type(fault) for program in programs for fault in program.faults)
-    assert faults.keys() | {FullDisk} == set(get_args(Fault))
+    assert faults.keys() == set(get_args(Fault))
 
 
 def test_the_same_seed_gives_the_same_cluster():
@@ -66,6 +73,15 @@ def test_the_same_seed_gives_the_same_cluster():
 def test_a_failing_program_loses_its_faults_first():
     program = next(program for seed in range(50) if len((program := generate(seed, 5, True)).faults) > 1)
     assert len(next(smaller_programs(program)).faults) == len(program.faults) - 1
+
+
+def test_directories_of_simulations_that_were_killed_are_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for pid in (dead.pid, os.getpid()):
+        (tmp_path / f"shoal-sim-{pid}-x" / "node").mkdir(parents=True)
+    mine = Path(make_directory(tmp_path))
+    assert sorted(tmp_path.iterdir()) == sorted([mine, tmp_path / f"shoal-sim-{os.getpid()}-x"])
 
 
 # --- the simulation can fail: each of these bugs is found within a few programs ---------------------------
@@ -85,6 +101,16 @@ def test_a_node_whose_death_is_not_noticed_is_found():
 
     with mock.patch.object(ClusterView, "update", blind):
         assert found(FAULTY, range(200))
+
+
+def test_owners_of_other_nodes_whose_deaths_are_not_noticed_are_found():
+    with mock.patch.object(RemoteProcesses, "watch"):
+        assert "left over" in found(CALM, range(200))
+
+
+def test_an_instance_of_an_actor_that_acts_behind_its_successor_is_found():
+    with mock.patch.object(SimulatedSurroundings, "new_instance", side_effect=itertools.count(0, -1)):
+        assert "began a call after" in found(FAULTY, range(300))
 
 
 def test_copies_that_are_not_freed_are_found():

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from shoal._core.wire.messages import Address, OwnedObject, Value
+from shoal._core.wire.messages import STORED, Address, OwnedObject, Value
 
 
 @dataclass(slots=True, eq=False)
@@ -176,10 +176,24 @@ class Adoption:
         if object_id in self.objects:
             self.objects[object_id].forever = True
 
-    def report_lost(self, object_id: bytes) -> None:
-        """The store cannot produce it, and nobody knows how to compute it again."""
-        if object_id in self.objects:
-            self.objects[object_id].lost = True
+    def lost(self, object_id: bytes, node_id: bytes) -> AdoptedObject | None:
+        """A node cannot produce it. Return it if that is where it lies: another copy is looked for."""
+        adopted = self.objects.get(object_id)
+        if adopted is None or adopted.lost or adopted.value.kind != STORED or adopted.value.node_id != node_id:
+            return None
+        return adopted
+
+    def lying_on(self, node_ids: Collection[bytes]) -> list[AdoptedObject]:
+        """Return those whose primary copies are, or were, on these nodes. O(objects)."""
+        return [one for one in self.objects.values() if one.value.kind == STORED and one.value.node_id in node_ids]
+
+    def found(self, adopted: AdoptedObject, node_id: bytes) -> bool:
+        """A copy that is complete is the primary copy from now on; b"": there is none. False: the object is not needed any more."""
+        if self.objects.get(adopted.object_id) is not adopted:
+            return False
+        adopted.lost = not node_id
+        adopted.value = msgspec.structs.replace(adopted.value, node_id=node_id or adopted.value.node_id)
+        return True
 
     def tick(self, now: float, connected: Collection[bytes]) -> list[AdoptedObject]:
         """End the grace of those whose time is up: borrowers that never appeared are forgotten. Returns what is free."""

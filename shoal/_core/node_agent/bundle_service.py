@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from shoal._core.node_agent.leases import refusal_of
 from shoal._core.node_agent.peers import Peer
 from shoal._core.node_agent.services import AgentServices
 from shoal._core.scheduling.resources import format_amount, lacking, total_of
@@ -71,7 +72,8 @@ class BundleService:
         refused, inside = self._agent.leases.release_group(group)
         self._releasing.setdefault(group, []).append((connection, message.rid))
         for lease in inside:
-            self._agent.withdraw_lease(lease.lease_id, Cause("placement_group_removed", "Its placement group was removed."))
+            if not self._agent.withdraw_lease(lease.lease_id, Cause("placement_group_removed", "Its placement group was removed.")):
+                refused.append(refusal_of(lease.request))  # its worker was still starting: its owner waits for the answer
         self._agent.perform_leases(refused)
         self.settle()
         self._agent.reschedule()

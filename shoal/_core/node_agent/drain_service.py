@@ -44,6 +44,7 @@ class DrainService:
     Args:
         primaries: the primary copies here, with their owners.
         copy_off: has another node take over these primary copies; returns those that it has taken.
+        last_words: waits until other nodes have been told what was to be told.
         leave: ends this process in good order.
     """
 
@@ -53,12 +54,14 @@ class DrainService:
         primaries: Callable[[], Sequence[tuple[bytes, Address]]],
         copy_off: Callable[[bytes, list[bytes]], Awaitable[list[bytes]]],
         bequests: Bequests,
+        last_words: Callable[[], Awaitable[None]],
         leave: Callable[[], None],
     ) -> None:
         self._agent = agent
         self._primaries = primaries
         self._copy_off = copy_off
         self._bequests = bequests
+        self._last_words = last_words
         self._leave = leave
         self._state: Draining | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -161,8 +164,9 @@ class DrainService:
         agent = self._agent
         patience_s = max(FAREWELL_S, state.deadline + FAREWELL_S - agent.loop.time())
         try:
-            if agent.control is not None:
-                async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(patience_s):
+                await self._last_words()
+                if agent.control is not None:
                     await agent.control.request(NodeDrained(0, agent.node.node_id, agent.node.draining))
         except (TimeoutError, ConnectionLost, RequestFailed) as error:
             log.warning("The control store does not know that this node has left in good order: %s", error)

@@ -85,7 +85,7 @@ class Leases:
         """Queue a request; ``schedule`` grants it. Refused at once when its group or its node is gone; passed on to a better node."""
         group = request.shape.placement_group
         if group in self._removed:
-            return [Refuse(request, *_group_removed(request))]
+            return [refusal_of(request)]
         if request.movable and not self._has_room_beside_actors(request):
             return [Refuse(request, "NoRoom", "Other actors hold the bundles of this node.")]
         out = self.routing.judge(request, request.queued_at)
@@ -311,7 +311,7 @@ class Leases:
         refused: list[Instruction] = []
         for request in [one for one in self.waiting if one.shape.placement_group == group]:
             self._forget(request)
-            refused.append(Refuse(request, *_group_removed(request)))
+            refused.append(refusal_of(request))
         return refused
 
     # --- fairness ---------------------------------------------------------------------------------------------------------------
@@ -471,7 +471,8 @@ def _in_bundle(reservation: Reservation) -> bool:
     return reservation.request is not None and bool(reservation.group)
 
 
-def _group_removed(request: LeaseRequest) -> tuple[str, str]:
+def refusal_of(request: LeaseRequest) -> Refuse:
+    """Answer a request for a placement group that has been removed."""
     kind = "ActorPlacementGroupRemoved" if request.actor_id else "TaskPlacementGroupRemoved"
     group = request.shape.placement_group.hex()
-    return kind, f"{request.name or 'The request'} was to run in placement group {group}, which has been removed."
+    return Refuse(request, kind, f"{request.name or 'The request'} was to run in placement group {group}, which has been removed.")

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from shoal._core.node_agent.peers import Peer
-from shoal._core.wire.messages import Address, FreeObjects, Message, NodeRecord
+from shoal._core.transport.errors import RequestFailed
+from shoal._core.wire.messages import Address, FreeObjects, Message, NodeRecord, PromoteCopy
 
 log = logging.getLogger("shoal.node_agent")
 
@@ -45,14 +46,27 @@ class Neighbours:
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
 
+    async def promote(self, node_id: bytes, message: PromoteCopy) -> bool:
+        """Have a node make its copy the primary one; False: it has none, or cannot be reached."""
+        try:
+            await self.ask(node_id, message)
+        except (OSError, RequestFailed):
+            return False
+        return True
+
     def free_copies(self, copies: Mapping[bytes, list[bytes]]) -> None:
         """Objects are gone here: the nodes (keys) may drop their copies."""
         for node_id, object_ids in copies.items():
-            self.tell(node_id, FreeObjects(object_ids, copies=True))
+            self.tell(node_id, FreeObjects(object_ids, primaries=False))
 
     def free_primaries(self, node_id: bytes, object_ids: list[bytes]) -> None:
         """Nobody holds these objects any more, whose owner's end this agent has seen; their primary copies are on that node."""
         self.tell(node_id, FreeObjects(object_ids))
+
+    async def settled(self) -> None:
+        """Wait until all that was to be told has been sent, or cannot be."""
+        while self._under_way:
+            await asyncio.wait(self._under_way)
 
     def close(self) -> None:
         for task in self._under_way:

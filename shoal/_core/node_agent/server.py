@@ -34,8 +34,9 @@ from shoal._core.node_agent.job_cache import JobCache
 from shoal._core.node_agent.lease_records import Lease
 from shoal._core.node_agent.leases import Leases
 from shoal._core.node_agent.neighbours import Neighbours
-from shoal._core.node_agent.peers import Connect, Departure, Hooks, Launcher, LeasedWorker, Peer, Process, Store
+from shoal._core.node_agent.peers import Connect, Departure, Hooks, Launcher, LeasedWorker, Peer, Process
 from shoal._core.node_agent.pool import WorkerDemand, WorkerPool
+from shoal._core.node_agent.remote_processes import OwnerStore, RemoteProcesses
 from shoal._core.node_agent.resource_reports import ResourceReports
 from shoal._core.node_agent.waiting import LeaseRequest
 from shoal._core.scheduling import strategies
@@ -69,7 +70,7 @@ class NodeAgent:
         self,
         loop: asyncio.AbstractEventLoop,
         node: NodeRecord,
-        store: Store,
+        store: OwnerStore,
         launcher: Launcher,
         settings: Settings,
         session_dir: str,
@@ -104,6 +105,8 @@ class NodeAgent:
         #: What agents own when their nodes leave; None: this node is alone.
         self.bequests: Bequests | None = None
         self.reports = ResourceReports(loop, node, self.leases)
+        #: None: there are no other nodes.
+        self.remote: RemoteProcesses | None = None
         self.actors = ActorService(self)
         self.bundles = BundleService(self)
         self._job_cache = JobCache(lambda: self.control)
@@ -170,6 +173,8 @@ class NodeAgent:
             self._launcher.kill(worker_id)
         if self.bequests is not None:
             self.bequests.close()
+        if self.remote is not None:
+            self.remote.close()
         await self.adopted.close()
 
     def accept(self, connection: Peer) -> None:
@@ -177,10 +182,19 @@ class NodeAgent:
         connection.on_message = self._on_message
         connection.on_close = self._on_close
 
-    def open_to_others(self, endpoint: str, handlers: dict[type, Callable[[Peer, Any], None]]) -> None:
-        """Other nodes reach this one at ``endpoint``; ``handlers`` serve our processes that want to reach them. Before any accept."""
+    def open_to_others(self, endpoint: str, neighbours: Neighbours, handlers: dict[type, Callable[[Peer, Any], None]]) -> None:
+        """Other nodes reach this one at ``endpoint``, it reaches them by ``neighbours``, and its processes by ``handlers``.
+
+        Before any accept.
+        """
         self.node.endpoint = self._welcome.endpoint = endpoint
-        self._handlers |= handlers
+        adopted = self.adopted
+        self.remote = remote = RemoteProcesses(
+            self.loop, self.address, self._store, adopted, neighbours, self.view.get, self._processes.keys, self.settings.adoption_grace_s
+        )
+        adopted.free_elsewhere, adopted.promote_elsewhere = neighbours.free_primaries, neighbours.promote
+        adopted.watch, adopted.watched, adopted.awaits = remote.watch, remote.watched, remote.awaits
+        self._handlers |= handlers | remote.handlers()
 
     def leave_to_others(self, neighbours: Neighbours) -> Bequests:
         """Let objects go from agent to agent when nodes leave. Before any accept."""
@@ -276,7 +290,7 @@ class NodeAgent:
             self.control.send(wire.WorkerDied(worker_id, 0, cause))
         if process is not None:
             self._forget(process)
-        self.adopted.owner_killed(worker_id)
+        self._owner_ended(worker_id)
         self._perform_pool(replacements)
         self.reschedule()
 
@@ -289,6 +303,8 @@ class NodeAgent:
         elif self._store.handle(connection, message):
             if type(message) is wire.SealObject:
                 self.adopted.sealed(message.object_id)
+                if self.remote is not None:
+                    self.remote.sealed(message.object_id)
         else:
             log.warning("The node agent got a %s, which it does not serve.", type(message).__name__)
             if (rid := getattr(message, "rid", None)) is not None:
@@ -296,17 +312,22 @@ class NodeAgent:
         if self.settings.debug:
             self.check()
 
+    def _owner_ended(self, worker_id: bytes) -> None:
+        """A process of this node has ended; what it has left in stores may have holders."""
+        self.adopted.owner_killed(worker_id)
+        if self.remote is not None:
+            self.remote.ended(worker_id)
+
     def _on_close(self, connection: Peer) -> None:
         self._store.disconnected(connection)
         process = connection.tag
         if not isinstance(process, Process) or self._closed:
             return
         self._forget(process)
-        self.adopted.borrower_lost(process.address.worker_id)  # its last words may have come after its exit status
         if process.is_driver:
             if any(process.job_id):
                 self._end_job(process.job_id, Cause("job_finished", "Its driver has ended."))
-            self.adopted.owner_killed(process.address.worker_id)
+            self._owner_ended(process.address.worker_id)
             if self.control is not None:
                 cause = Cause("job_finished", "Its driver has ended.", pid=process.pid, node_id=self.node.node_id)
                 self.control.send(wire.WorkerDied(process.address.worker_id, 0, cause))
@@ -486,6 +507,9 @@ class NodeAgent:
             self._tell_processes(dead, named)
         if self.bequests is not None:
             self.bequests.nodes_died(dead, self.view.heirs)
+        self.adopted.nodes_died(dead)
+        if self.remote is not None:
+            self.remote.nodes_died(dead)
         # Their connections may stand for long: nobody tells the kernel of a machine that it has vanished.
         for process in [one for one in self._owners.values() if one.address.node_id in dead]:
             process.connection.close()
@@ -661,14 +685,15 @@ class NodeAgent:
         self._lease_workers.pop(lease_id, None)
         return self.leases.end(lease_id)
 
-    def withdraw_lease(self, lease_id: int, cause: Cause) -> None:
-        """End a lease that its owner cannot return: with its worker, or at once when it has none yet."""
+    def withdraw_lease(self, lease_id: int, cause: Cause) -> bool:
+        """End a lease that its owner cannot return: with its worker, whose end the owner hears of; at once when it has none yet (False)."""
         worker_id = self._lease_workers.get(lease_id)
         if worker_id is not None:
             self.kill_worker(worker_id, cause)
-        else:
-            self.pool.withdraw(lease_id)
-            self._end_lease(lease_id)
+            return True
+        self.pool.withdraw(lease_id)
+        self._end_lease(lease_id)
+        return False
 
     def stop_worker(self, worker_id: bytes, cause: Cause) -> None:
         """Ask a worker to finish what it has and leave."""
@@ -708,7 +733,8 @@ class NodeAgent:
                 self._take_back(lease)
             else:
                 self.withdraw_lease(lease.lease_id, Cause("owner_died", "The process that used this worker has ended."))
-        self.adopted.borrower_lost(process.address.worker_id)
+        if not process.is_foreign:
+            self.adopted.borrower_ended(process.address.worker_id)
 
     def _end_job(self, job_id: bytes, cause: Cause) -> None:
         """Kill the job's workers, but for detached actors and what works for them."""
@@ -748,6 +774,8 @@ class NodeAgent:
         self._timer = self.loop.call_later(TICK_S, self._tick)
         self._perform_pool(self.pool.tick(self.loop.time()))
         self.adopted.tick()
+        if self.remote is not None:
+            self.remote.tick()
         if self.leases.waiting:
             self.perform_leases(self.leases.tick(self.loop.time()))
             self.reschedule()

@@ -76,7 +76,7 @@ class Entry:
             timer.cancel()
 
     def __repr__(self) -> str:
-        return f"<Entry {self.object_id.hex()[:16]} {self.nbytes} bytes pins={self.pins} jobs={self.jobs}>"
+        return f"<{'Copy' if self.is_copy else 'Entry'} {self.object_id.hex()[:16]} {self.nbytes} bytes pins={self.pins} jobs={self.jobs}>"
 
 
 @dataclass(eq=False, slots=True)

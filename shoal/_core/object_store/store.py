@@ -236,7 +236,7 @@ class ObjectStore:
                 self._residence.unpin(entry)
 
     def _free_objects(self, _conn: Peer, message: FreeObjects) -> None:
-        self.free(message.object_ids, copies_only=message.copies)
+        self.free(message.object_ids, copies=message.copies, primaries=message.primaries)
 
     # --- for the puller ---
 
@@ -263,19 +263,19 @@ class ObjectStore:
 
     # --- for the node agent ---
 
-    def free(self, object_ids: Iterable[bytes], *, copies_only: bool = False) -> None:
-        """Nobody will ask for these again. Readers keep what they have; the rest goes at once."""
-        primaries = []
+    def free(self, object_ids: Iterable[bytes], *, copies: bool = True, primaries: bool = True) -> None:
+        """Nobody will ask for these again, as copies or as primary copies. Readers keep what they have; the rest goes at once."""
+        freed = []
         for object_id in object_ids:
             entry = self._residence.objects.get(object_id)
-            if entry is not None and (entry.is_copy or not copies_only):
+            if entry is not None and (copies if entry.is_copy else primaries):
                 if not entry.is_copy:
-                    primaries.append(object_id)
+                    freed.append(object_id)
                 self._forget(entry)
                 self._residence.settle(entry)
         self._residence.advance()
-        if primaries and self.on_freed is not None:
-            self.on_freed(primaries)
+        if freed and self.on_freed is not None:
+            self.on_freed(freed)
 
     def promote(self, object_id: bytes, owner: Address, refs: list[ObjectRefInfo]) -> bool:
         """Make the copy that is here the primary copy of this owner, which stays until it is freed. False: it is not here, or not whole."""
@@ -335,6 +335,10 @@ class ObjectStore:
     def primaries(self) -> list[tuple[bytes, Address]]:
         """Return the sealed objects whose primary copies are here, and their owners. O(objects)."""
         return [(object_id, entry.owner) for owned in self._residence.by_owner.values() for object_id, entry in owned.items()]
+
+    def owners(self) -> list[tuple[Address, bytes]]:
+        """Return (owner, one of its objects) for all owners of primary copies here. O(owners)."""
+        return [(next(iter(owned.values())).owner, next(iter(owned))) for owned in self._residence.by_owner.values()]
 
     def objects_of(self, worker_id: bytes) -> list[StoredObject]:
         """Return the sealed objects whose owner is this process."""

@@ -206,7 +206,6 @@ class HeadParts:
         self._serving = serving = Serving(self._loop, store, inside, arena, node_id, pulling, self._trust)
         store.puller = pulling
         self._neighbours = neighbours = Neighbours(self._loop, agent.view.get, self._reach)
-        agent.adopted.free_elsewhere = neighbours.free_primaries
         store.on_freed = lambda object_ids: neighbours.free_copies(serving.copies_of(object_ids))
 
         welcome, self._hang_up = self._transport.welcomer("this node", node_id, agent.accept)
@@ -225,11 +224,13 @@ class HeadParts:
         self._spilled = spilled = SpilledObjects(
             self._loop, node_id, store, self._remote, neighbours, agent.connection_of, agent.view.nodes
         )  # fmt: skip
-        self._drain = drain = DrainService(agent, store.primaries, moving.copy_off, agent.leave_to_others(neighbours), self._end)
+        self._drain = drain = DrainService(
+            agent, store.primaries, moving.copy_off, agent.leave_to_others(neighbours), neighbours.settled, self._end
+        )
         listener = await self._transport.listen(self._options.listen, agent.accept, itself=node_id, route=dialling.route)
         self._listeners.append(listener)
         handlers = {**dialling.handlers(), **moving.handlers(), **spilled.handlers(), **drain.handlers()}
-        agent.open_to_others(announced(listener.address, self._options.node_ip), handlers)
+        agent.open_to_others(announced(listener.address, self._options.node_ip), neighbours, handlers)
 
     async def _reach(self, address: Address) -> Connection:
         """Connect to a process, on whatever node."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from shoal._core.transport.connection import Connection, OnClose, OnMessage, Transport
+from shoal._core.transport.errors import ConnectFailed
 
 #: Makes a connection in another way than by a transport address.
 Opener = Callable[[OnMessage, OnClose], Coroutine[Any, Any, Connection]]
@@ -35,10 +36,13 @@ class SharedConnections:
                 connecting = self._transport.connect(address, self._on_message, self._forget)
             attempt = self._attempts[address] = self._loop.create_task(connecting)
         try:
-            return await asyncio.shield(attempt)
+            connection = await asyncio.shield(attempt)
         except Exception:  # whatever it is, it is this attempt's: raised to all who wait for it, and not kept for those who come later
             self._attempts.pop(address, None)
             raise
+        if connection.finishing:
+            raise ConnectFailed(f"{address} has said that it leaves.")
+        return connection
 
     def _forget(self, connection: Connection) -> None:
         for address, attempt in list(self._attempts.items()):

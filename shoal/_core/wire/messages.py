@@ -473,8 +473,10 @@ class FreeObjects(Message, tag=37):
     """The owner holds no reference any more. To the node of the primary copy, whose agent tells those that have other copies."""
 
     object_ids: list[bytes]
-    #: Between agents: the primary is gone; drop the copy, if a copy is what is there.
-    copies: bool = False
+    #: Drop it if what is there is a copy: alone between agents, when the primary is gone.
+    copies: bool = True
+    #: Drop it if it is there as the primary copy: alone when that is another one (another attempt's, or it has moved).
+    primaries: bool = True
 
 
 class PrimaryCopy(msgspec.Struct, array_like=True, gc=False):
@@ -508,6 +510,28 @@ class ObjectsMoved(Message, tag=167):
     source: bytes
     node_id: bytes
     objects: list[tuple[bytes, int]]
+
+
+class WatchProcess(Message, tag=173):
+    """To the agent of a process's node: ``node_id`` has objects of it, or lends it adopted ones; send ListOwned when it has ended."""
+
+    rid: int
+    process: bytes
+    node_id: bytes
+    #: What the ids of its objects have in common; b"" if none lies there.
+    maker: bytes
+
+
+class ListOwned(Message, tag=174):
+    """This process has ended. Which primary copies of it lie with you?"""
+
+    rid: int
+    owner: bytes
+
+
+class OwnedList(Message, tag=175):
+    rid: int
+    objects: list[PrimaryCopy]
 
 
 class NameHeir(Message, tag=171):
@@ -1211,6 +1235,7 @@ AnyMessage = (
     | KvPut | KvGet | KvValue | KvDelete | KvKeys | KvKeyList
     | RegisterNode | NodeResources | ListNodes | NodeList | ReportResources | DrainNode | Drain | NodeDrained
     | TakeOver | TakenOver | ObjectsMoved | ObjectsSpilled | SweepSpilled | ListHeldFiles | HeldFiles | NameHeir
+    | WatchProcess | ListOwned | OwnedList
     | CreateActor | SubscribeActor | UnsubscribeActor | ActorUpdate | KillActor | ActorOutOfScope | GetNamedActor | NamedActor
     | ListNamedActors | NamedActorList | StartActor | BecomeActor | ActorStarted | ActorWorkerDied | StopActor | CancelActorStart | GetActor
     | CreatePlacementGroup | RemovePlacementGroup | WaitPlacementGroup | GetPlacementGroup | ListPlacementGroups | PlacementGroupList
@@ -1219,7 +1244,7 @@ AnyMessage = (
 
 #: Messages that answer a request of the receiver's. All other messages with a ``rid`` ask something.
 REPLY_TYPES: frozenset[type[Message]] = frozenset({
-    Ack, Failed, CertificateIssued, Registered, LeaseGranted, LeaseSpilled, SocketReady, TakenOver,
+    Ack, Failed, CertificateIssued, Registered, LeaseGranted, LeaseSpilled, SocketReady, TakenOver, OwnedList,
     ObjectCreated, ObjectsPinned, ObjectValue, JobRegistered, JobInfo, FunctionBlob, KvValue,
     KvKeyList, NodeList, HeldFiles, NamedActor, NamedActorList, ActorStarted, PlacementGroupList,
 })  # fmt: skip

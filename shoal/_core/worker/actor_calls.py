@@ -88,6 +88,8 @@ class ActorCalls:
     def sent(self, record: TaskRecord, channel: object) -> None:
         """A user thread has sent the call itself, over ``channel``."""
         record.state = PUSHED
+        if self.address is not None:
+            record.node_id = self.address.node_id
         if channel is self.channel and (self.state != ACTOR_DEAD or self.connected_now):
             self.in_flight[record.task_id] = record
         elif self.state == ACTOR_DEAD:
@@ -129,6 +131,8 @@ class ActorCalls:
         for record in batch:
             record.state = PUSHED
             self.in_flight[record.task_id] = record
+            if self.address is not None:
+                record.node_id = self.address.node_id
         if batch:
             self.effects.send_calls(self, batch)
 
@@ -221,7 +225,7 @@ class ActorCalls:
             if record.retries != 0 and not record.cancelled:
                 if record.retries > 0 and not free:
                     record.retries -= 1
-                record.attempt += 1
+                record.next_attempt()
                 record.state = QUEUED
                 again.append(record)
             else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shoal import exceptions
 from shoal._base.ids import ACTOR_BYTES, OBJECT_BYTES
 from shoal._core.serialization import actor_died, describe_cause, serialize_dependent_error, serialize_system_error
-from shoal._core.transport import ConnectionLost
+from shoal._core.transport import ConnectionLost, RequestFailed
 from shoal._core.wire.messages import (
     ACTOR_ALIVE,
     ACTOR_DEAD,
@@ -43,6 +43,8 @@ from .records import FINISHED, PUSHED, TaskRecord
 if TYPE_CHECKING:
     from .core import Core
 
+#: Seconds until an actor is created again for which the control store's disk had no room.
+NO_ROOM_S = 0.5
 #: Seconds between attempts to reach an actor whose connection is lost and that the control store believes alive.
 RECONNECT_S = 0.2
 
@@ -130,6 +132,10 @@ class Actors:
             error = None if done.cancelled() else done.exception()
             if isinstance(error, ConnectionLost):
                 error = self.core.head_ended()
+            if isinstance(error, RequestFailed) and error.kind == "OutOfDiskError" and future is None and not self.core.closing:
+                # Nobody waits for the answer, but others may have its handle, and would wait for it for ever: it is created later.
+                self.core.loop.call_later(NO_ROOM_S, self._announce, message, None)
+                return
             if future is not None:
                 future.set_exception(error) if error is not None else future.set_result(None)
             if error is not None:
@@ -160,8 +166,8 @@ class Actors:
         if not self.core.closing:
             self.core.control_store.send(ActorOutOfScope(actor_id))
         calls = self.calls.get(actor_id)
-        if calls is not None and calls.state == ACTOR_DEAD:  # it died first; else the word of its death comes here
-            self._forget(actor_id)
+        if calls is not None:
+            self._forget_if_over(calls)
 
     # --- calls ---------------------------------------------------------------------------------------------
 
@@ -240,7 +246,7 @@ class Actors:
         """The call raised, and may run again: behind the others."""
         if record.retries > 0:
             record.retries -= 1
-        record.attempt += 1
+        record.next_attempt()
         self.send_again(record)
 
     def send_again(self, record: TaskRecord) -> None:
@@ -293,6 +299,7 @@ class Actors:
             self.core.tasks.finish(record, message, peer.address.worker_id)
         else:
             self.core.tasks.discard(message, peer.address.worker_id)
+        self._forget_if_over(calls)
 
     def on_hand_back(self, peer: Peer, message: HandBack) -> None:
         """The actor moves to another node: what it has not started, and what comes, waits for it there."""
@@ -376,8 +383,7 @@ class Actors:
         if update.state == ACTOR_DEAD:
             # Not at once: its process, which is being killed, may answer a call with a reference to one of them.
             self.core.loop.call_later(TAKE_OVER_S, self._give_up_arguments, self._creation_args.pop(update.actor_id, []))
-            if token_id(update.actor_id) not in self.core.objects.own.entries:
-                self._forget(update.actor_id)
+            self._forget_if_over(calls)
 
     def _give_up_arguments(self, entries: list[Entry]) -> None:
         if not self.core.closing:
@@ -393,6 +399,11 @@ class Actors:
             if actor_id in self.calls:
                 self.core.control_store.send(UnsubscribeActor(actor_id))
                 self._forget(actor_id)
+
+    def _forget_if_over(self, calls: ActorCalls) -> None:
+        """The actor is dead and no handle is here: whatever comes last, that, the last handle's end or the last reply, ends in this."""
+        if calls.state == ACTOR_DEAD and token_id(calls.actor_id) not in self.core.objects.own.entries:
+            self._forget(calls.actor_id)
 
     def _forget(self, actor_id: bytes) -> None:
         """Nobody here can ask about the actor any more; a handle that appears later starts afresh."""
@@ -411,6 +422,7 @@ class Actors:
         if peer.connection is None:  # it never stood (its node was not known here yet): none of these has been sent
             calls.handed_back(list(calls.in_flight))
         calls.disconnected()
+        self._forget_if_over(calls)
         if calls.state == ACTOR_ALIVE and not self.core.closing:
             self.core.loop.call_later(RECONNECT_S, self._reconnect, calls, calls.incarnation)
 

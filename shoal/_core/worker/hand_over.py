@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from itertools import chain
 
 from shoal._core.wire import messages as m
@@ -37,22 +38,32 @@ def _unregister_agent(core: Core, inner: Entry) -> None:
 
 
 def _lent_actors(core: Core) -> bool:
-    return any(isinstance(entry, ActorToken) and entry.borrowers for entry in core.objects.own.entries.values())
+    """Whether others hold handles of our actors, or objects of ours that have handles inside."""
+    return any(isinstance(entry, ActorToken) for entry in _with_insides(entry for entry in _own(core) if entry.borrowers).values())
+
+
+def _own(core: Core) -> list[Entry]:
+    return [entry for entry in core.objects.own.entries.values() if entry.owner is None and entry.kind >= 0]
+
+
+def _with_insides(entries: Iterable[Entry]) -> dict[bytes, Entry]:
+    """Return these objects of ours and what is inside of them, to any depth, as far as it is ours."""
+    found: dict[bytes, Entry] = {}
+    todo = list(entries)
+    while todo:
+        entry = todo.pop()
+        if entry.object_id not in found:
+            found[entry.object_id] = entry
+            todo += [inner for inner in entry.inner or () if inner.owner is None and inner.kind >= 0]
+    return found
 
 
 async def hand_over(core: Core, cause: m.Cause) -> None:
     """Give the node agent what others hold of this process, and leave the session. Returns when the agent has it."""
     core.leasing.leave()
     core.agent.send(m.ProcessExiting(cause))
-    # What others hold, and what is inside of that, to any depth. And what is stored on other nodes, which would never hear of our end.
-    held: dict[bytes, Entry] = {}
-    own = [entry for entry in core.objects.own.entries.values() if entry.owner is None and entry.kind >= 0]
-    todo = [entry for entry in own if entry.borrowers or (entry.kind == STORED and entry.data[0] != core.me.node_id)]
-    while todo:
-        entry = todo.pop()
-        if entry.object_id not in held:
-            held[entry.object_id] = entry
-            todo += [inner for inner in entry.inner or () if inner.owner is None and inner.kind >= 0]
+    # What others hold. And what is stored on other nodes, which need not be asked for it then.
+    held = _with_insides(entry for entry in _own(core) if entry.borrowers or (entry.kind == STORED and entry.data[0] != core.me.node_id))
     foreign = {object_id: [inner for inner in entry.inner or () if inner.owner is not None] for object_id, entry in held.items()}
     # The agent holds what is inside before we let go of it; only then are the counts final.
     await asyncio.gather(*core.objects.grant(chain(*foreign.values()), core.agent_address), return_exceptions=True)
@@ -74,5 +85,7 @@ async def hand_over(core: Core, cause: m.Cause) -> None:
         core.objects.turn_away()
     # They end their connections when they have read all that was said: what this process has not written yet when it ends is lost.
     await core.see_callers_off(cause, FAREWELL_S)
+    core.flush()
+    await core.peers.connected(FAREWELL_S)  # an object of ours may lie on a node that we have not talked to: nobody else frees it
     await core.close()
     await asyncio.sleep(0.005)

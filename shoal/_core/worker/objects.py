@@ -53,7 +53,7 @@ PINNED_TOGETHER = 64
 ARGUMENT, AHEAD = 1, 2
 #: Seconds until the word that an object has moved is looked at again, which came before the object itself.
 EARLY_S = 0.02
-#: Seconds after the end of a borrower until its registrations are dropped.
+#: Seconds after the end of a borrower until its registrations are dropped, where there is one node agent only.
 TAKE_OVER_S = 0.25
 
 
@@ -75,6 +75,8 @@ class Objects:
         self._notifying = False
         #: Node of the primary copy -> objects of ours that nobody needs any more.
         self._freed: dict[bytes, list[bytes]] = {}
+        #: Node -> objects that lie there as if it had their primary copies.
+        self._leftovers: dict[bytes, list[bytes]] = {}
         #: Foreign references that appeared while a task ran and are not registered yet. See ``settle_borrows``.
         self._unregistered: dict[bytes, BorrowedEntry] = {}
         #: This process leaves and the node agent gets its objects: what borrowers still say is passed on.
@@ -86,11 +88,11 @@ class Objects:
 
     def free_stored(self, object_id: bytes, node_id: bytes) -> None:
         self.copies.forget(object_id)
-        self.free_copy(object_id, node_id)
-
-    def free_copy(self, object_id: bytes, node_id: bytes) -> None:
-        """What lies on this node is not the primary copy (any more), and not needed."""
         self._freed.setdefault(node_id, []).append(object_id)
+
+    def free_leftover(self, object_id: bytes, node_id: bytes) -> None:
+        """What lies on this node as a primary copy is not the one that counts (any more). A copy of that one may stay."""
+        self._leftovers.setdefault(node_id, []).append(object_id)
 
     def remove_borrower(self, object_id: bytes, owner: Address, count: int) -> None:
         self.core.owner_channel(owner).send(RemoveBorrower(object_id, self.core.me, count))
@@ -119,6 +121,10 @@ class Objects:
             freed, self._freed = self._freed, {}
             for node_id, object_ids in freed.items():
                 self.core.agents.get(node_id).send(FreeObjects(object_ids))
+        if self._leftovers:
+            leftovers, self._leftovers = self._leftovers, {}
+            for node_id, object_ids in leftovers.items():
+                self.core.agents.get(node_id).send(FreeObjects(object_ids, copies=False))
 
     # --- borrowing -----------------------------------------------------------------------------------------
 
@@ -194,8 +200,10 @@ class Objects:
         for message in undelivered:
             if isinstance(message, RemoveBorrower):
                 self.core.owner_channel(self._successor(address)).send(message)
-        # Not at once: if it was killed, the node agent takes over what it had stored, and registers for the references inside of that.
-        self.core.loop.call_later(TAKE_OVER_S, self._borrower_gone, address.worker_id)
+        # Not at once: if it was killed, its node agent takes over what it had stored, and registers for the references inside of that.
+        # What it had stored on another node takes two trips between agents, which may be busy: a process alone needs milliseconds.
+        delay_s = self.core.settings.adoption_grace_s if self.core.has_other_nodes else TAKE_OVER_S
+        self.core.loop.call_later(delay_s, self._borrower_gone, address.worker_id)
 
     def _borrower_gone(self, worker_id: bytes) -> None:
         if not self.core.closing:
@@ -338,7 +346,8 @@ class Objects:
     def moved(self, entry: Entry, stored: Stored) -> None:
         """The primary copy is another one from now on: its node leaves, or the task was run again for the sake of another result."""
         if entry.data.node_id != stored.node_id:
-            self.free_stored(entry.object_id, entry.data.node_id)
+            self.copies.forget(entry.object_id)
+            self.free_leftover(entry.object_id, entry.data.node_id)
             entry.data = stored
 
     def on_moved(self, _agent: Any, message: ObjectsMoved) -> None:
@@ -366,7 +375,7 @@ class Objects:
         if entry.kind == STORED and entry.data.node_id == source:
             self.moved(entry, stored)
         elif entry.kind != STORED or entry.data.node_id != stored.node_id:  # it was made again elsewhere, or nobody needs it
-            self.free_copy(entry.object_id, stored.node_id)
+            self.free_leftover(entry.object_id, stored.node_id)
 
     def on_spilled(self, _agent: Any, message: ObjectsSpilled) -> None:
         """Primary copies of ours have been written to where other nodes can read them."""

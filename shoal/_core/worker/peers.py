@@ -181,8 +181,13 @@ class Peers:
             if peer.address.node_id in node_ids and peer.connection is not None:
                 peer.connection.abort()
 
+    async def connected(self, timeout_s: float) -> None:
+        """Wait until what was sent over connections that did not stand yet has been sent, or cannot be; ``timeout_s`` at most."""
+        if self._connecting:
+            await asyncio.wait(self._connecting, timeout=timeout_s)
+
     def close(self) -> None:
-        """Send what is queued and close every connection."""
+        """Send what is queued and close every connection that stands."""
         self._closed = True
         self._connector.close()
         for task in self._connecting:

@@ -17,8 +17,8 @@ class TaskRecord:
     """One task or actor call as its owner sees it. Written on the I/O thread once it was submitted."""
 
     __slots__ = (
-        "args", "attempt", "cancelled", "deps", "generator", "held", "lease", "name", "parent", "retries", "returns",
-        "shape", "state", "stored_args", "task_id", "template", "unready",
+        "args", "attempt", "cancelled", "deps", "former_nodes", "generator", "held", "lease", "name", "node_id", "parent", "retries",
+        "returns", "shape", "state", "stored_args", "task_id", "template", "unready",
     )  # fmt: skip
 
     def __init__(
@@ -46,8 +46,17 @@ class TaskRecord:
         self.cancelled = False
         #: The lease (tasks) it was pushed to.
         self.lease: Any = None
+        #: Where it was sent last; and where earlier attempts ran, which may have stored results before they failed.
+        self.node_id = b""
+        self.former_nodes: tuple[bytes, ...] = ()
         #: Streaming tasks: the consumer's state.
         self.generator: Any = None
+
+    def next_attempt(self) -> None:
+        """The last one has failed, or its results are lost."""
+        self.attempt += 1
+        if self.node_id and self.node_id not in self.former_nodes:
+            self.former_nodes = (*self.former_nodes, self.node_id)
 
     @property
     def display_name(self) -> str:

@@ -93,7 +93,7 @@ class Recovery:
                 for held in inner or ():
                     objects.own.unpin(held)
                 if is_there and not (entry.kind == STORED and entry.data.node_id == node_id):
-                    objects.free_copy(entry.object_id, node_id)
+                    objects.free_leftover(entry.object_id, node_id)
             elif is_there:
                 if not spilled:
                     self.core.note(f"Object {entry.object_id.hex()} was lost with its node; a copy of another node is used.")
@@ -102,7 +102,7 @@ class Recovery:
                     objects.told(entry, other)
                 if not spilled:  # else it would delete the file that is used now
                     # If that node has not died but is out of reach for some.
-                    objects.free_copy(entry.object_id, stored.node_id)
+                    objects.free_leftover(entry.object_id, stored.node_id)
             elif others:
                 self._promote(entry, stored, inner, others)
             else:
@@ -132,7 +132,7 @@ class Recovery:
                 self._give_up(lost, reason or "its lineage is gone")
                 continue
             record.state = WAITING
-            record.attempt += 1
+            record.next_attempt()
             if record.retries > 0:
                 record.retries -= 1
             for other in record.returns:

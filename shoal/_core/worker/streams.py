@@ -88,8 +88,9 @@ class Streams:
             # Replayed by a retry, or nobody will read it.
             for held in inner:
                 self.core.objects.own.unpin(held)
-            if message.value.kind == STORED and (stream is None or known is None):
-                self.core.objects.free_stored(item_id, message.value.node_id)
+            value = message.value
+            if value.kind == STORED and not (known is not None and known.kind == STORED and known.data.node_id == value.node_id):
+                self.core.objects.free_leftover(item_id, value.node_id)
             return
         entry = self.core.objects.own.new_owned(item_id, 1)
         entry.task = stream.record

@@ -195,6 +195,7 @@ class Submission:
                 for record in batch:
                     record.state = PUSHED
                     record.lease = lease
+                    record.node_id = lease.worker.node_id
                     lease.in_flight[record.task_id] = record
                 if len(lease.in_flight) < depth:
                     queue.touched[lease] = None
@@ -279,6 +280,7 @@ class Submission:
             return False
         record.state = PUSHED
         record.lease = lease
+        record.node_id = lease.worker.node_id
         lease.last_progress = now
         lease.in_flight[record.task_id] = record
         return True

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from shoal._base.ids import TaskId, object_id
 from shoal._core.serialization import describe_cause, serialize_dependent_error, serialize_system_error, worker_crashed
-from shoal._core.wire.messages import DRAINED, FAILED, LOST, Cause, PushTask, TaskDone
+from shoal._core.wire.messages import DRAINED, FAILED, LOST, Cause, PushTask, TaskDone, Value
 
 from .cancellation import cancelled_error
 from .entries import STORED, Entry, Stored, data_of, dep_of
 from .peers import Peer
-from .records import FINISHED, PUSHED, WAITING, TaskRecord
+from .records import FINISHED, WAITING, TaskRecord
 
 if TYPE_CHECKING:
     from .core import Core
@@ -109,7 +109,7 @@ class Tasks:
     def _retry(self, record: TaskRecord, *, free: bool = False) -> None:
         if record.retries > 0 and not free:
             record.retries -= 1
-        record.attempt += 1
+        record.next_attempt()
         self.requeue(record)
 
     def requeue(self, record: TaskRecord) -> None:
@@ -130,7 +130,7 @@ class Tasks:
                 returned = object_id(TaskId(message.task_id), index)
                 entry = objects.own.entries.get(returned)
                 if entry is None or entry.kind == FAILED:
-                    objects.free_stored(returned, value.node_id)
+                    objects.free_leftover(returned, value.node_id)
 
     def finish(self, record: TaskRecord, message: TaskDone, sender: bytes) -> None:
         """The executor's reply. ``sender``: its worker id."""
@@ -158,6 +158,8 @@ class Tasks:
                 return
         stored = False
         objects = self.core.objects
+        if record.former_nodes:
+            self._free_leftovers(record, results)
         for entry, value in zip(record.returns, results, strict=True):
             inner: list[Entry] | None = objects.own.receive(value.refs, sender) if value.refs else None
             if entry.kind >= 0:  # run again for the sake of another return; nobody has missed this one
@@ -167,7 +169,7 @@ class Tasks:
                     stored = True
                     objects.moved(entry, Stored(value.node_id, value.nbytes))
                 elif value.kind == STORED:
-                    objects.free_stored(entry.object_id, value.node_id)
+                    objects.free_leftover(entry.object_id, value.node_id)
                 continue
             if value.kind == STORED:
                 stored = True
@@ -175,6 +177,13 @@ class Tasks:
             else:
                 objects.complete(entry, value.kind, value.data, inner)
         self.retire(record, stored or (record.generator is not None and record.generator.stored))
+
+    def _free_leftovers(self, record: TaskRecord, results: list[Value]) -> None:
+        """Earlier attempts may have stored results where they ran, which is not where they lie now."""
+        for entry, value in zip(record.returns, results, strict=True):
+            for node_id in record.former_nodes:
+                if node_id != value.node_id and not (entry.kind == STORED and node_id == entry.data.node_id):
+                    self.core.objects.free_leftover(entry.object_id, node_id)
 
     def fail(self, record: TaskRecord, error: bytes, inner: list[Entry] | None = None) -> None:
         """Every return gets the error."""
@@ -184,15 +193,14 @@ class Tasks:
         if record.generator is not None:
             record.generator.failed(error)
         # A worker may have stored results before it failed, or before it died without a word.
-        stored = record.state == PUSHED or record.attempt > 0
-        node_id = record.lease.worker.node_id if record.lease is not None else self.core.me.node_id
+        nodes = dict.fromkeys((*record.former_nodes, record.node_id)) if record.node_id else ()
         for entry in record.returns:
             if inner:
                 for held in inner:
                     held.count += 1
             if entry.kind < 0:
-                if stored:
-                    objects.free_stored(entry.object_id, node_id)
+                for node_id in nodes:
+                    objects.free_leftover(entry.object_id, node_id)
                 objects.complete(entry, FAILED, error, list(inner) if inner else None)
         for held in inner or ():
             objects.own.unpin(held)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import random
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -13,6 +14,7 @@ from unittest import mock
 from shoal.testing.simulation import interpretation
 from shoal.testing.simulation.cluster import Fault, Hang, Leak, SimulatedCluster
 from shoal.testing.simulation.expectation import Expectation
+from shoal.testing.simulation.faults import has_silence
 from shoal.testing.simulation.generation import generate
 from shoal.testing.simulation.nemesis import Nemesis
 from shoal.testing.simulation.processes import kill_this_process
@@ -34,6 +36,8 @@ class Mode:
 
 
 ONE_NODE = Mode()
+#: Room for all that a program stores; for few of its objects, so that others are spilled.
+LARGE_ARENA, SMALL_ARENA = 1 << 20, 6 << 12
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,10 @@ class SimulatedSurroundings:
         self._cluster = cluster
         #: (operation, outcome, the driver had ended) of everything that was noted in any process.
         self.outcomes: list[tuple[int, str, bool]] = []
+        #: What older instances of an actor did after newer ones.
+        self.relapses: list[str] = []
+        self._instances: Counter[str] = Counter()
+        self._acting: dict[str, int] = {}
 
     def pause(self, seconds: float) -> None:
         pause(seconds)
@@ -78,6 +86,16 @@ class SimulatedSurroundings:
     def node_id(self, position: int) -> str:
         return self._cluster.nodes[position].node_id.hex()
 
+    def new_instance(self, actor_id: str) -> int:
+        self._instances[actor_id] += 1
+        return self._instances[actor_id]
+
+    def acts(self, actor_id: str, instance: int) -> None:
+        newest = self._acting.setdefault(actor_id, instance)
+        if instance < newest:
+            self.relapses.append(f"instance {instance} of actor {actor_id} began a call after instance {newest} had")
+        self._acting[actor_id] = max(newest, instance)
+
     def note(self, number: int, outcome: str) -> None:
         driver = self._cluster.driver
         self.outcomes.append((number, outcome, driver is None or driver.thread.finished))
@@ -87,8 +105,9 @@ def chances_of(seed: int, program: Program) -> Chances:
     """Draw how slow the machine of this seed is."""
     draw = random.Random(f"chances {seed}")
     slowest = draw.choice((0.0002, 0.002, 0.02))
-    return Chances(frame_s=(0.00002, slowest), fork_s=(0.002, draw.choice((0.005, 0.05))), death_s=(0.0, draw.choice((0.001, 0.02))),
-                   nodes=program.nodes)  # fmt: skip
+    forking, dying = draw.choice((0.005, 0.05)), draw.choice((0.001, 0.02))
+    arena_bytes = draw.choice((LARGE_ARENA, LARGE_ARENA, SMALL_ARENA)) if len(program.nodes) > 1 else LARGE_ARENA
+    return Chances((0.00002, slowest), (0.002, forking), (0.0, dying), program.nodes, arena_bytes)
 
 
 def run_seed(seed: int, mode: Mode = ONE_NODE) -> Failure | None:
@@ -106,6 +125,7 @@ def run_program(seed: int, program: Program, mode: Mode = ONE_NODE) -> Failure |
             try:
 
                 def main() -> None:
+                    interpretation.export()
                     Nemesis(cluster, program.faults)
                     interpretation.run_driver(program.body)
 
@@ -118,6 +138,8 @@ def run_program(seed: int, program: Program, mode: Mode = ONE_NODE) -> Failure |
                 problems.append(f"{type(error).__name__}: {error}")
             except Exception as error:  # whatever a get or a put raised that the program did not expect
                 problems.append(f"the driver raised {type(error).__name__}: {error}")
+        if not has_silence(program.faults):
+            problems += around.relapses
         problems += [problem for noted in around.outcomes if (problem := expectation.judge(*noted))]
         problems += [fault for fault in cluster.world.errors if not any(fault in problem for problem in problems)]
     return Failure(seed, program, "\n".join(problems), mode) if problems else None
@@ -146,7 +168,7 @@ def _way(failure: Failure) -> str:
     return "\n".join(re.sub(r"[0-9a-f]*\d[0-9a-f]*|\[.*|\{.*", "", line) for line in failure.problem.splitlines()[:2])
 
 
-def run_seeds(seeds: range, mode: Mode = ONE_NODE, *, stop_after: int = 1) -> tuple[int, list[Failure]]:
+def run_seeds(seeds: Iterable[int], mode: Mode = ONE_NODE, *, stop_after: int = 1) -> tuple[int, list[Failure]]:
     """Run many seeds; return how many ran and those that failed, ending after ``stop_after`` failures."""
     failures: list[Failure] = []
     done = 0

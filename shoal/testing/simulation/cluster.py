@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import functools
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from shoal._base import runtime as holder
+from shoal._base.processes import is_running
 from shoal._base.settings import Settings
 from shoal._core.scheduling.resources import UNIT
 from shoal._core.transport.memory import MemoryNetwork, MemoryTransport
@@ -41,6 +45,12 @@ from shoal.testing.virtual_loop import VirtualLoop
 HANG_S = 120.0
 #: Virtual seconds in which everything that was dropped must be gone: longer than any grace of the settings.
 DRAIN_S = 30.0
+
+
+_FORMAT = logging.Formatter("%(name)s: %(message)s")
+#: Where the directories of simulations are.
+_PLACE = Path("/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir())
+_PREFIX = "shoal-sim-"
 
 
 class Hang(AssertionError):
@@ -72,7 +82,7 @@ class SimulatedCluster:
     def __enter__(self) -> Self:
         stack = self._stack
         stack.enter_context(replaced_system(self.loop, self.network))
-        directory = self.world.directory = tempfile.mkdtemp(prefix="shoal-sim-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+        directory = self.world.directory = make_directory(_PLACE)
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         stack.callback(self.loop.close)
         self.loop.set_exception_handler(self._unhandled)
@@ -149,7 +159,7 @@ class SimulatedCluster:
 
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        text = _Collector.formatter.formatException((type(error), error, error.__traceback__)) if error is not None else ""
+        text = _FORMAT.formatException((type(error), error, error.__traceback__)) if error is not None else ""
         self.world.errors.append(f"{context.get('message')} {text}")
 
     # --- nodes, and what can happen to them -----------------------------------------------------------------
@@ -238,7 +248,7 @@ class SimulatedCluster:
         gives back (docs/design/core.md, "References: the rules", 6): it lasts until the third process ends.
         """
         left = self.leftovers()
-        if any(not (": objects: " in one or "AdoptedObject(" in one or " object store: " in one) for one in left):
+        if any(not (": objects: " in one or " node agent: adopted " in one or " object store: " in one) for one in left):
             return False
         assert self.driver is not None
         self.driver.kill()
@@ -279,14 +289,29 @@ class SimulatedCluster:
         return "\n".join(lines)
 
 
-class _Collector(logging.Handler):
-    """Keeps what is logged as an error."""
+def make_directory(place: Path) -> str:
+    """Make a directory that names this process."""
+    sweep(place)
+    return tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=place)
 
-    formatter = logging.Formatter("%(name)s: %(message)s")
+
+@functools.cache
+def sweep(place: Path) -> None:
+    """Remove the directories of processes that were killed; once per process."""
+    for left in place.glob(f"{_PREFIX}*-*"):
+        pid = left.name[len(_PREFIX) :].partition("-")[0]
+        if pid.isdecimal() and not is_running(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)  # it may be another user's
+
+
+class _Collector(logging.Handler):
+    """Keeps what is logged as an error, but for disks that are full because they were made so."""
 
     def __init__(self, into: list[str]) -> None:
         super().__init__(logging.ERROR)
         self._into = into
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._into.append(self.formatter.format(record))
+        error = record.exc_info[1] if record.exc_info else None
+        if not (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+            self._into.append(_FORMAT.format(record))

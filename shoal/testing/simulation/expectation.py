@@ -9,7 +9,7 @@ Errors are upper bounds, and tight ones: a get may raise only what some fault of
     ActorDiedError, ActorUnavailableError   the actor's process, or its creator's, can be killed, or its constructor can fail
     ObjectReconstructionFailedError, ObjectLostError   the store lost the object, and no task may run again for it
     Boom                    the body raises it
-    NodeDiedError           the same, and nodes are killed
+    NodeDiedError           the same, and nodes are killed, or drained in haste
     TaskUnschedulableError  the task must run on a node that is killed
     TaskPlacementGroupRemoved   the task is to run in a placement group that is removed while results are still read
     any of these            an argument, or something that the body gets and does not catch, may end with it
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shoal.testing.simulation.faults import Fault, KillProcess, ended_nodes
+from shoal.testing.simulation.faults import PATIENT_S, DrainNode, Fault, FullDisk, KillProcess, ended_nodes
 from shoal.testing.simulation.interpretation import FINE, SKIPPED
 from shoal.testing.simulation.programs import (
     Arg,
@@ -49,6 +49,7 @@ CRASHED, CANCELLED, OWNER_DIED, BOOM = "WorkerCrashedError", "TaskCancelledError
 LOST = frozenset({"ObjectReconstructionFailedError", "ObjectLostError"})
 ACTOR = frozenset({"ActorDiedError", "ActorUnavailableError"})
 NODE_DIED = "NodeDiedError"
+NO_ROOM = frozenset({"OutOfDiskError", "ObjectStoreFullError"})
 UNSCHEDULABLE, ACTOR_UNSCHEDULABLE = "TaskUnschedulableError", "ActorUnschedulableError"
 GROUP_REMOVED, ACTOR_GROUP_REMOVED = "TaskPlacementGroupRemoved", "ActorPlacementGroupRemoved"
 
@@ -161,6 +162,8 @@ class Expectation:
         self.readers: dict[int, ExpectedRun | None] = {}
         #: SIGKILLs from outside: any task may be the victim of each.
         self.kills = 0
+        #: A group is removed while tasks that nobody waits for may still run.
+        self._late_removals = False
         #: Values that the store forgets: any task may run again for the sake of each.
         self.losses = 0
         #: Some process dies without handing over what it owns.
@@ -169,6 +172,16 @@ class Expectation:
         self.faulty = False
         #: Their stored values go with them.
         self.killed_nodes = set(ended_nodes(faults))
+        #: They leave in good order: what processes on them own goes with them, and the instances of actors that may be restarted elsewhere.
+        self.drained_nodes = {fault.node for fault in faults if isinstance(fault, DrainNode)}
+        self.faulty |= bool(self.drained_nodes)
+        self._gone = self.killed_nodes | self.drained_nodes
+        #: Ends of what ran when the deadline of a drain came; it runs again for free, if it may at all.
+        self.evictions = sum(isinstance(fault, DrainNode) and fault.deadline_s < PATIENT_S for fault in faults)
+        self.deaths |= bool(self.evictions)
+        #: Something may not be stored.
+        self.full = any(isinstance(fault, FullDisk) for fault in faults)
+        self.faulty |= self.full
         if kills := len(ended_nodes(faults)) + sum(isinstance(fault, KillProcess) for fault in faults):
             self.kills = kills
             self.deaths = self.faulty = True
@@ -215,6 +228,7 @@ class Expectation:
                 group = slots.pop(op.slot)
                 assert isinstance(group, Group)
                 group.group.removed = not op.late
+                self._late_removals |= op.late
                 self.deaths = True
                 self.faulty |= not op.late
             case Call() if op.actor in slots and self._has(op.args, slots):
@@ -330,15 +344,18 @@ class Expectation:
 
     def errors_of(self, one: ExpectedObject) -> frozenset[str]:
         """Return the names of the errors that a get of the object may raise."""
-        errors = frozenset[str]()
+        errors = NO_ROOM if self.full else frozenset[str]()
         if one.run is not None:
             errors |= self._run_errors(one.run)
-        if one.owned_by_worker and self.deaths:
+        if one.owned_by_worker and (self.deaths or self.drained_nodes):
             errors |= {OWNER_DIED}
         # What has references inside may be too large for a message, too.
-        losses = self.losses + (self.kills if self.killed_nodes else 0)
-        lost = one.lost or (self.killed_nodes and (one.large or one.inside) and (one.run is not None or one.owned_by_worker))
-        if lost and (one.run is None or one.run.actor is not None or one.run.retries < losses or one.owned_by_worker):
+        losses = self.losses + (self.kills if self.killed_nodes else 0) + self.evictions
+        lost = one.lost or (
+            (self.killed_nodes or self.evictions) and (one.large or one.inside) and (one.run is not None or one.owned_by_worker)
+        )
+        again = one.run is not None and one.run.actor is None and one.run.retries >= losses and one.run.node not in self._gone
+        if lost and (one.owned_by_worker or not again):
             errors |= LOST
         return errors
 
@@ -353,18 +370,21 @@ class Expectation:
             errors |= {CANCELLED}
         if run.raises:
             errors |= {BOOM}
-        if run.node in self.killed_nodes:
+        if run.node in self._gone:
             errors |= {ACTOR_UNSCHEDULABLE} if run.actor is not None else {UNSCHEDULABLE}
         if run.group is not None and run.group.removed:
             errors |= {GROUP_REMOVED, CRASHED}
         if run.actor is None:
             if run.crashes + self.kills > run.retries and (run.crashes or self.kills):
                 errors |= {CRASHED, NODE_DIED} if self.killed_nodes else {CRASHED}
+            if self.evictions and not run.retries:
+                errors |= {CRASHED, NODE_DIED}
         elif run.actor.constructor is not run:
             actor = run.actor
             disturbed = actor.killed or actor.crashes or self.kills > 0 or (actor.created_in_worker and self.deaths)
             constructor = actor.constructor
-            if constructor is not None and constructor.node in self.killed_nodes:
+            disturbed |= self.full or bool(self.evictions and not (actor.create.restarts and actor.create.call_retries))
+            if constructor is not None and constructor.node in self._gone:
                 errors |= {ACTOR_UNSCHEDULABLE}
             if actor.group is not None and actor.group.removed:
                 errors |= {ACTOR_GROUP_REMOVED}
@@ -403,6 +423,8 @@ class Expectation:
         errors = self.errors_of(one)
         if afterwards or self._abandoned(self.readers[number]):
             errors |= {OWNER_DIED, "ObjectFreedError"}
+        if self._late_removals and self.readers[number] is not None:
+            errors |= ACTOR | {GROUP_REMOVED, ACTOR_GROUP_REMOVED, CRASHED}
         return "" if outcome in errors else f"get {number} of {one.label} raised {outcome}; permitted: {sorted(errors) or 'nothing'}"
 
 

@@ -13,6 +13,8 @@ from typing import TypeGuard
 CALM_S = 1.5
 #: Shortest and longest silence after which a node is declared dead (``world.SETTINGS.node_timeout_s``); it joins again as another.
 SILENCE_S = (4.0, 8.0)
+#: Virtual seconds that a node has to leave: till all has ended by itself; too few for that.
+PATIENT_S, HASTY_S = 1000.0, 0.3
 #: Share of faults that are such a silence.
 SILENT = 0.1
 
@@ -23,6 +25,16 @@ class KillNode:
 
     at_s: float
     node: int
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DrainNode:
+    """Ask a node to leave in good order within ``deadline_s``. Another node like it joins after ``for_s``."""
+
+    at_s: float
+    node: int
+    deadline_s: float
     for_s: float
 
 
@@ -99,12 +111,17 @@ class FullDisk:
     for_s: float
 
 
-Fault = KillNode | KillProcess | PauseAgent | PauseProcess | Partition | Slow | KillControlStore | JumpClock | FullDisk
+Fault = KillNode | DrainNode | KillProcess | PauseAgent | PauseProcess | Partition | Slow | KillControlStore | JumpClock | FullDisk
 
 
 def ended_nodes(faults: tuple[Fault, ...]) -> list[int]:
     """Return the nodes that die, or are declared dead, one for each time."""
     return [fault.node for fault in faults if isinstance(fault, KillNode) or (_is_silence(fault) and fault.for_s > CALM_S)]
+
+
+def has_silence(faults: tuple[Fault, ...]) -> bool:
+    """Whether a node that lives is declared dead: till it hears so, what runs on it runs on."""
+    return any(_is_silence(fault) and fault.for_s > CALM_S for fault in faults)
 
 
 def _is_silence(fault: Fault) -> TypeGuard[PauseAgent | Partition]:
@@ -123,9 +140,13 @@ def generate_faults(draw: random.Random, nodes: int) -> tuple[Fault, ...]:
             silence_s = round(draw.uniform(*SILENCE_S), 3)
             faults.append(draw.choice((PauseAgent(at_s, node, silence_s), Partition(at_s, node, -1, False, silence_s))))
             continue
-        kind = draw.choice((KillNode, KillProcess, PauseAgent, PauseProcess, Partition, Slow, KillControlStore, JumpClock))
+        kind = draw.choice(
+            (KillNode, DrainNode, KillProcess, PauseAgent, PauseProcess, Partition, Slow, KillControlStore, JumpClock, FullDisk)
+        )
         if kind is KillNode and nodes > 1:
             faults.append(KillNode(at_s, node, for_s))
+        elif kind is DrainNode and nodes > 1:
+            faults.append(DrainNode(at_s, node, draw.choice((PATIENT_S, PATIENT_S, round(HASTY_S * draw.random(), 3))), for_s))
         elif kind is PauseAgent:
             faults.append(PauseAgent(at_s, draw.randrange(nodes), for_s))
         elif kind is PauseProcess:
@@ -138,6 +159,8 @@ def generate_faults(draw: random.Random, nodes: int) -> tuple[Fault, ...]:
             faults.append(KillControlStore(at_s, for_s))
         elif kind is JumpClock:
             faults.append(JumpClock(at_s, draw.choice((-3600.0, 3600.0))))
+        elif kind is FullDisk and nodes > 1:
+            faults.append(FullDisk(at_s, draw.randrange(-1, nodes), for_s))
         else:
             faults.append(KillProcess(at_s, draw.randrange(1000)))
     return tuple(sorted(faults, key=lambda fault: fault.at_s))

@@ -357,7 +357,8 @@ class _Grower:
         where = self._where(place)
         if where is not None and where.strategy == "RESOURCE":  # it would keep it for as long as it lives
             where = None
-        return Create(self._number(), self._slot(), body, args, draw.choice((0, 0, 1)), draw.choice((0, 0, 1)), where)
+        often = (0, 1, 3) if self._walked.killed_nodes or self._walked.drained_nodes else (0, 0, 1)
+        return Create(self._number(), self._slot(), body, args, draw.choice(often), draw.choice(often), where)
 
     def _create_detached(self, place: Place, depth: int) -> Op | None:
         op = self._create(place, 0)

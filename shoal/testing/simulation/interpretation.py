@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import shoal
 from shoal._base import runtime as holder
-from shoal.exceptions import RayTaskError
+from shoal.exceptions import ObjectStoreFullError, OutOfDiskError, RayTaskError
 from shoal.testing.simulation.programs import (
     Arg,
     Body,
@@ -74,6 +74,12 @@ class Surroundings(Protocol):
     def note(self, number: int, outcome: str) -> None:
         """A get ended in this way: ``FINE``, or the name of the error's class."""
 
+    def new_instance(self, actor_id: str) -> int:
+        """Number an instance of an actor that is being made."""
+
+    def acts(self, actor_id: str, instance: int) -> None:
+        """That instance begins a call."""
+
 
 class RealSurroundings:
     """Inside real processes. ``large_bytes`` is above ``Settings.inline_limit_bytes``."""
@@ -96,6 +102,12 @@ class RealSurroundings:
     def node_id(self, position: int) -> str:
         raise NotImplementedError("these programs are for one node")
 
+    def new_instance(self, actor_id: str) -> int:
+        return 0
+
+    def acts(self, actor_id: str, instance: int) -> None:
+        """Nobody in this process knows of the others."""
+
     def note(self, number: int, outcome: str) -> None:
         """Nobody in this process collects outcomes; what is wrong is raised, and reaches the driver."""
 
@@ -117,23 +129,42 @@ class Keeper:
     """An actor whose slots live as long as it does."""
 
     def __init__(self, body: Body, *args: Any) -> None:
+        self.instance = Instance()
         self.slots: dict[int, Any] = {}
         Frame(self.slots).run(body, args)
 
     def act(self, body: Body, bulk: bytes, *args: Any) -> Any:
+        self.instance.act()
         return Frame(self.slots).run(body, args)
 
 
-def run_driver(body: Body) -> None:
-    """Run a program's outermost body in this process, then forget all that it held."""
-    # Simulated processes share these two: were the first to use one a worker, its end could come before its export is sent.
+def export() -> None:
+    """Export what programs use.
+
+    Simulated processes share these two: were the first to use one a worker, its end could come before its export is sent.
+    """
     for shared in (run_task, Keeper):
         shared._export.ensure(holder.current())  # type: ignore[union-attr]
+
+
+def run_driver(body: Body) -> None:
+    """Run a program's outermost body in this process, then forget all that it held. ``export`` comes first."""
     frame = Frame({})
     try:
         frame.run(body, ())
     finally:
         frame.slots.clear()
+
+
+class Instance:
+    """One instance of an actor, known to the surroundings."""
+
+    def __init__(self) -> None:
+        self._actor_id = shoal.get_runtime_context().get_actor_id() or ""
+        self._number = surroundings.new_instance(self._actor_id)
+
+    def act(self) -> None:
+        surroundings.acts(self._actor_id, self._number)
 
 
 class Frame:
@@ -147,7 +178,10 @@ class Frame:
             self.slots[param] = value[0] if type(value) is list else value
         args = value = None  # type: ignore[assignment]
         for op in body.ops:
-            self._do(op)
+            try:
+                self._do(op)
+            except NO_ROOM:
+                surroundings.note(op.number, SKIPPED)
         made = [self._make(one) for one in body.returns]
         return made[0] if len(made) == 1 else tuple(made)
 
@@ -267,6 +301,10 @@ class Frame:
         else:
             for slot, ref in zip(dst, result or (), strict=True):
                 self.slots[slot] = ref
+
+
+#: What storing something raises when there is no room, or creating something when the control store's disk is full.
+NO_ROOM = (OutOfDiskError, ObjectStoreFullError)
 
 
 def name_of(error: BaseException) -> str:

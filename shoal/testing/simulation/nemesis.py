@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
+from shoal._core.transport.errors import RequestFailed
+from shoal._core.transport.memory import MemoryTransport
+from shoal._core.wire import messages as wire
 from shoal.testing.simulation.faults import (
+    DrainNode,
     Fault,
     FullDisk,
     JumpClock,
@@ -17,11 +24,16 @@ from shoal.testing.simulation.faults import (
     PauseProcess,
     Slow,
 )
+from shoal.testing.simulation.hosts import no_message
 from shoal.testing.simulation.nodes import SimulatedNode
 from shoal.testing.simulation.process_loop import ProcessLoop
 
 if TYPE_CHECKING:
     from shoal.testing.simulation.cluster import SimulatedCluster
+
+
+#: Virtual seconds until a control store that was not there is asked again.
+_AGAIN_S = 0.2
 
 
 def host_name(node: int) -> str:
@@ -51,7 +63,11 @@ class Nemesis:
             case KillNode():
                 if node := self._living(fault.node):
                     node.kill()
-                    self._later(fault.for_s, lambda: cluster.add_node(node.resources))
+                    self._later(fault.for_s, partial(cluster.add_node, node.resources))
+            case DrainNode():
+                if node := self._living(fault.node):
+                    cluster.loop.create_task(self._drain(node, fault.deadline_s))
+                    self._later(fault.for_s, partial(cluster.add_node, node.resources))
             case Partition():
                 a, b = host_name(fault.node), host_name(fault.other)
                 network.partition(a, b, one_way=fault.one_way)
@@ -69,6 +85,17 @@ class Nemesis:
             case FullDisk():
                 cluster.world.full_disks.add(fault.node)
                 self._later(fault.for_s, lambda: cluster.world.full_disks.discard(fault.node))
+
+    async def _drain(self, node: SimulatedNode, deadline_s: float) -> None:
+        """Do as the command line does, again and again while the control store is not there."""
+        world = self._cluster.world
+        operator = MemoryTransport(world.network, "operator")
+        while not (node.dead or node.agent.node.draining):
+            with contextlib.suppress(OSError, RequestFailed):
+                connection = await operator.connect(world.control_address, no_message)
+                await connection.request(wire.DrainNode(0, node.node_id, wire.DRAIN_PREEMPTION, "simulated", deadline_s))
+                connection.close()
+            await asyncio.sleep(_AGAIN_S)
 
     def _living(self, number: int) -> SimulatedNode | None:
         node = self._cluster.nodes[number]

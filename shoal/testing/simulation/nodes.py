@@ -12,6 +12,8 @@ from typing import Any
 
 from shoal._base.ids import NODE_BYTES
 from shoal._core.control_link import ControlLink
+from shoal._core.node_agent.drain_service import DrainService
+from shoal._core.node_agent.moving import Moving
 from shoal._core.node_agent.neighbours import Neighbours
 from shoal._core.node_agent.server import NodeAgent
 from shoal._core.object_store import Arena, ObjectStore
@@ -82,30 +84,40 @@ class SimulatedNode:
         self._find = find
         self._dialling: SimulatedDialling | None = None
         self._link: ControlLink | None = None
+        self._moving: Moving | None = None
+        self._drain: DrainService | None = None
         #: The node was declared dead.
         self.on_declared_dead: Callable[[], object] = lambda: None
         if not is_alone:
-            self._move_objects()
-            self._dialling = SimulatedDialling(self.loop, world.network, endpoint, self.agent.view)
-            self.agent.open_to_others(f"tcp:{self.name}", self._dialling.handlers())
+            self._open_to_others()
 
     async def _reach(self, address: Address) -> Connection:
         """Connect to a process, on whatever node: the agent of a node opens the way itself."""
         if address.node_id == self.node_id:
             return await self._peers.connect(address.address)
+        if address.worker_id == address.node_id:
+            node = self.agent.view.get(address.node_id)
+            if node is None:
+                raise ConnectFailed(f"Node {address.node_id.hex()} has died, or is not known here.")
+            return await self._peers.connect(node.endpoint)
         way = MemoryTransport(self.world.network, self._transport.name)
         return await self._peers.connect(address.address, partial(way.connect, address.address))
 
-    def _move_objects(self) -> None:
+    def _open_to_others(self) -> None:
         """Do as a head does that has other nodes."""
-        store, trust = self.object_store, Trust(Tokens(b""), "")
+        agent, store, trust = self.agent, self.object_store, Trust(Tokens(b""), "")
+        self._dialling = dialling = SimulatedDialling(self.loop, self.world.network, self._transport.name, agent.view)
         inside = inside_client(self.loop, store, self.arena, "other nodes")
         self._pulling = pulling = Pulling(self.loop, store, inside, self.arena, self.node_id, self._way_to, trust)
         self.serving = serving = Serving(self.loop, store, inside, self.arena, self.node_id, pulling, trust)
-        self._neighbours = neighbours = Neighbours(self.loop, self.agent.view.get, self._reach)
+        self._neighbours = neighbours = Neighbours(self.loop, agent.view.get, self._reach)
         store.puller = pulling
-        self.agent.adopted.free_elsewhere = neighbours.free_primaries
         store.on_freed = lambda object_ids: neighbours.free_copies(serving.copies_of(object_ids))
+        self._moving = moving = Moving(self.loop, self.node_id, store, inside, agent.adopted, neighbours, agent.connection_of)
+        self._drain = drain = DrainService(
+            agent, store.primaries, moving.copy_off, agent.leave_to_others(neighbours), neighbours.settled, self._leave
+        )
+        agent.open_to_others(f"tcp:{self.name}", neighbours, {**dialling.handlers(), **moving.handlers(), **drain.handlers()})
 
     async def _way_to(self, node_id: bytes) -> Any:
         """Connect to the DATA side of a node."""
@@ -142,7 +154,14 @@ class SimulatedNode:
         await self._link.open(patient=True)
 
     def _declared_dead(self, _error: RequestFailed) -> None:
-        self.on_declared_dead()
+        if self.agent.node.draining:
+            self._leave()
+        else:
+            self.on_declared_dead()
+
+    def _leave(self) -> None:
+        """Nothing is here any more that anybody waits for."""
+        self.world.loop.call_soon(self.kill)
 
     async def close(self) -> None:
         """End in good order, after the workers."""
@@ -151,8 +170,9 @@ class SimulatedNode:
         await self.agent.close()
         if self._link is not None:
             self._link.close()
-        if self._neighbours is not None:
-            self._neighbours.close()
+        for part in (self._drain, self._moving, self._neighbours):
+            if part is not None:
+                part.close()
         if self._pulling is not None:
             await self._pulling.close()
         await self.object_store.close()
@@ -183,9 +203,9 @@ class SimulatedNode:
         if leases.waiting:
             found.append("node agent: lease requests that wait")
         if (available := leases.available()) != agent.node.total:
-            found.append(f"node agent: {available} of {agent.node.total} are free")
+            found.append(f"node agent: free are {available} of {agent.node.total}")
         if agent.adopted.state.objects:
-            found.append(f"node agent: {list(agent.adopted.state.objects.values())}")
+            found.append(f"node agent: adopted {list(agent.adopted.state.objects.values())}")
         if hosted := len(agent.actors._actors):
             found.append(f"node agent: {hosted} actors")
         objects = [entry for entry in self.object_store._residence.objects.values() if self._is_left_over(entry)]
@@ -195,8 +215,7 @@ class SimulatedNode:
 
     def _is_left_over(self, entry: Entry) -> bool:
         if not entry.is_copy:
-            # What a killed process had stored here and nobody borrows stays if it was of another node: nobody tells this one. Open.
-            return entry.owner.node_id == self.node_id or entry.owner.worker_id not in self.world.killed
+            return True
         # A copy goes with its primary; one whose primary's node has died is a cache that goes when room is needed.
         primary = self._find(entry.owner.node_id)
         return primary is not None and not primary.object_store.contains(entry.object_id)

@@ -28,6 +28,7 @@ from typing import Any
 from unittest import mock
 
 from shoal._base import ids
+from shoal._core.node_agent import drain_service as drain_module
 from shoal._core.object_store import pulling as pulling_module
 from shoal._core.transport.memory import MemoryNetwork
 from shoal._core.transport.trust import Trust
@@ -276,6 +277,7 @@ def replaced_system(loop: VirtualLoop, network: MemoryNetwork) -> Iterator[None]
         (tasks_module, "apply_lease_environment", nothing),
         (actors_module, "apply_lease_environment", nothing),
         (calls_module, "time", clock),
+        (drain_module, "time", clock),
         (actors_module, "time", clock),
         (ids, "os", system),
         (driver_module, "fresh_worker_id", lambda: draw.randbytes(ids.WORKER_BYTES)),

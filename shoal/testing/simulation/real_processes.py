@@ -51,6 +51,7 @@ def run_seed_on_processes(seed: int, processes: SessionProcesses) -> Failure | N
     problems: list[str] = []
     before, interpretation.surroundings = interpretation.surroundings, around
     try:
+        interpretation.export()
         interpretation.run_driver(program.body)
     except Exception as error:  # whatever a get or a put raised that the program did not expect
         problems.append(f"the driver raised {type(error).__name__}: {error}")

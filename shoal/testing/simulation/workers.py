@@ -75,7 +75,6 @@ class SimulatedWorkers:
         """They end with their agent, which hears nothing of it. Not from one of them."""
         for process in self.by_id.values():
             process.kill()
-        self._world.killed |= self.by_id.keys()
         self.by_id.clear()
 
     def _crashed(self, worker_id: bytes, error: Exception) -> None:
@@ -87,7 +86,5 @@ class SimulatedWorkers:
         if process is None:
             return
         process.kill()
-        if signal is not None or code:
-            self._world.killed.add(worker_id)
         delay = self._world.draw(self._world.chances.death_s)
         self._agent_loop.call_later(delay, self.worker_exited, worker_id, 1000 + self._started, code, signal)

@@ -49,8 +49,6 @@ class World:
         #: What the nemesis has done: to the control store's wall clock; nodes whose spill disk is full (-1: the control store's disk).
         self.clock_error_s = 0.0
         self.full_disks: set[int] = set()
-        #: Workers that ended otherwise than by plan.
-        self.killed: set[bytes] = set()
         self._worker_ids = 0
 
     def draw(self, bounds: tuple[float, float]) -> float:
