@@ -9,7 +9,7 @@ changes none of its figures.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -27,8 +27,10 @@ class ClusterView:
 
     def __init__(self, own: NodeRecord) -> None:
         self._own = own
-        #: All and only living nodes but this one; what was promised is subtracted.
-        self._others: dict[bytes, NodeRecord] = {}
+        #: This node, then all and only other living nodes; what was promised is subtracted.
+        self._nodes: list[NodeRecord] = [own]
+        #: Where they stand in it.
+        self._at: dict[bytes, int] = {own.node_id: 0}
         #: What was sent to a node, oldest first: end, node, amounts, and the node's news then.
         self._promises: deque[tuple[float, bytes, Mapping[str, int], int]] = deque()
         #: How often a node to which something was sent has told news; its promises of before are void.
@@ -49,25 +51,36 @@ class ClusterView:
             if record.heir:
                 self.heirs[node_id] = record.heir
             if record.alive:
-                self._others[node_id] = record
-            elif self._others.pop(node_id, None) is not None:
+                self._put(record)
+            elif node_id in self._at:
                 dead.append(node_id)
+        if dead:
+            gone = set(dead)
+            self._nodes = [node for node in self._nodes if node.node_id not in gone]
+            self._at = {node.node_id: at for at, node in enumerate(self._nodes)}
         return dead
+
+    def _put(self, record: NodeRecord) -> None:
+        at = self._at.setdefault(record.node_id, len(self._nodes))
+        if at < len(self._nodes):
+            self._nodes[at] = record
+        else:
+            self._nodes.append(record)
 
     def used(self, figures: Iterable[tuple[bytes, Mapping[str, int]]], pause_s: float) -> None:
         """Take over the control store's word of what is free: amounts that differ from a node's total. It says no more for ``pause_s``."""
         self._pause_s = pause_s
         for node_id, amounts in figures:
-            record = self._others.get(node_id)
+            record = self._other(node_id)
             if record is not None:
                 self._heard(node_id)
-                self._others[node_id] = msgspec.structs.replace(record, available={**record.total, **amounts})
+                self._put(msgspec.structs.replace(record, available={**record.total, **amounts}))
 
     def promise(self, node_id: bytes, need: Mapping[str, int], now: float) -> None:
         """A request was sent there: count it until the node's next word."""
-        record = self._others.get(node_id)
+        record = self._other(node_id)
         if record is not None and need:
-            self._others[node_id] = msgspec.structs.replace(record, available=subtract(record.available, need))
+            self._put(msgspec.structs.replace(record, available=subtract(record.available, need)))
             self._promises.append((now + REPORTED_S + self._pause_s, node_id, need, self._news.setdefault(node_id, 0)))
 
     def expire(self, now: float) -> bool:
@@ -75,9 +88,9 @@ class ClusterView:
         expired = False
         while self._promises and self._promises[0][0] <= now:
             _, node_id, need, news = self._promises.popleft()
-            record = self._others.get(node_id)
+            record = self._other(node_id)
             if record is not None and self._news.get(node_id) == news:
-                self._others[node_id] = msgspec.structs.replace(record, available=add(record.available, need))
+                self._put(msgspec.structs.replace(record, available=add(record.available, need)))
                 expired = True
         if not self._promises:
             self._news.clear()
@@ -95,12 +108,16 @@ class ClusterView:
 
     def get(self, node_id: bytes) -> NodeRecord | None:
         """Return the record of a living node."""
-        return self._own if node_id == self._own.node_id else self._others.get(node_id)
+        at = self._at.get(node_id)
+        return None if at is None else self._nodes[at]
 
-    def nodes(self) -> list[NodeRecord]:
-        """Return all living nodes, this one first."""
-        return [self._own, *self._others.values()]
+    def _other(self, node_id: bytes) -> NodeRecord | None:
+        return self.get(node_id) if node_id != self._own.node_id else None
+
+    def nodes(self) -> Sequence[NodeRecord]:
+        """Return all living nodes, this one first; not a copy: a burst asks for each of its requests. It is good until the next change."""
+        return self._nodes
 
     @property
     def is_alone(self) -> bool:
-        return not self._others
+        return len(self._nodes) == 1

@@ -19,7 +19,7 @@ import asyncio
 import logging
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from shoal._core.node_agent.joining import Joining, open_to
@@ -45,7 +45,7 @@ class Cluster(Protocol):
     """What is known here of the others (``ClusterView``)."""
 
     def get(self, node_id: bytes, /) -> NodeRecord | None: ...
-    def nodes(self) -> list[NodeRecord]: ...
+    def nodes(self) -> Sequence[NodeRecord]: ...
 
 
 class Dialling:

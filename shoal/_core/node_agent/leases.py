@@ -17,7 +17,7 @@ task that polls for a child of its own would otherwise wait for it for ever. Res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shoal._core.node_agent.bundles import Bundle, Bundles
@@ -58,7 +58,7 @@ class Leases:
 
     node: Capacity
     node_id: bytes
-    nodes: Callable[[], list[NodeRecord]]
+    nodes: Callable[[], Sequence[NodeRecord]]
     history_limit: int = 1000
     promise: Callable[[bytes, ResourceSet], None] = lambda node_id, need: None
     is_exact: Callable[[], bool] = lambda: True

@@ -19,7 +19,7 @@ in bundles elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -52,7 +52,7 @@ class Routing:
 
     node: Capacity
     node_id: bytes
-    nodes: Callable[[], list[NodeRecord]]
+    nodes: Callable[[], Sequence[NodeRecord]]
     bundles: Bundles
     promise: Callable[[bytes, ResourceSet], None]
     is_exact: Callable[[], bool]
@@ -66,10 +66,13 @@ class Routing:
     _round: int = 0
     #: Shapes for which no node had room, since the last news of the others: a full cluster is not looked through for every request.
     _full: dict[Shape, policy.Wait] = field(default_factory=dict)
+    #: The same for those that still find room.
+    _searches: dict[Shape, policy.Search] = field(default_factory=dict)
 
     def news(self) -> None:
         """The nodes are not as they were."""
         self._full.clear()
+        self._searches.clear()
 
     def judge(self, request: LeaseRequest, now: float, *, again: bool = False) -> list[Instruction]:
         """Decide where the request is served; sets ``request.feasible``.
@@ -170,7 +173,7 @@ class Routing:
             self.promise(node_id, request.need)
         return [Spill(request, node_id)]
 
-    def _choose(self, request: LeaseRequest, nodes: list[NodeRecord], *, again: bool) -> policy.Choice:
+    def _choose(self, request: LeaseRequest, nodes: Sequence[NodeRecord], *, again: bool) -> policy.Choice:
         # The first hop of a SPREAD round, to a named node or to large arguments, is made whatever is known of the room there: short tasks
         # end before anybody hears that they ran. A node that has none passes it on to one that seems to have it.
         shape, name, first = request.shape, request.name, not (again or request.hops)
@@ -187,12 +190,13 @@ class Routing:
         full = self._full.get(shape)
         if full is not None and not self.node.fits(request.need):
             return full
-        choice = policy.choose_node(shape, nodes, local=self.node_id, name=name)
+        search = self._searches.setdefault(shape, policy.Search()) if len(nodes) > 1 else None
+        choice = policy.choose_node(shape, nodes, local=self.node_id, name=name, search=search)
         if isinstance(choice, policy.Wait) and len(nodes) > 1:  # alone it would never hear news
             self._full[shape] = choice
         return choice
 
-    def _is_settled(self, request: LeaseRequest, nodes: list[NodeRecord]) -> bool:
+    def _is_settled(self, request: LeaseRequest, nodes: Sequence[NodeRecord]) -> bool:
         """Whether this node, if it were empty, is one that the request allows, and it may wait here."""
         sent_blindly = strategies.is_spread(request.shape.strategy) or request.shape.near == self.node_id
         if sent_blindly and request.hops < FREE_HOPS and not self.node.fits(request.need):

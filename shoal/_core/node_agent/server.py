@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -565,7 +565,7 @@ class NodeAgent:
             if not process.is_foreign:
                 process.connection.send(message)
 
-    def _known_nodes(self) -> list[NodeRecord]:
+    def _known_nodes(self) -> Sequence[NodeRecord]:
         if not self.view.is_alone:  # then what is free here is compared with what is free elsewhere
             self.node.available = self.leases.available()
         return self.view.nodes()

@@ -12,8 +12,7 @@ lie comes first, if it has room.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -59,8 +58,29 @@ def need_of(shape: Shape) -> ResourceSet:
     return dict(shape.resources if shape.placement_resources is None else shape.placement_resources)
 
 
+@dataclass(slots=True)
+class Search:
+    """How far the look for room for one shape has come in its round of the nodes.
+
+    Good as long as no node but the local one comes free, and none joins or dies: in a burst each request goes on where the one before has
+    found room. Without it a burst that filled 1,000 nodes looked at 300 of them for each request.
+    """
+
+    #: Places in the round that had room, the first ones.
+    found: list[int] = field(default_factory=list)
+    #: Places that were looked at.
+    looked: int = 0
+
+
 def choose_node(
-    shape: Shape, nodes: Sequence[NodeRecord], *, local: bytes = b"", name: str = "", turn: int = 0, whole_nodes: bool = False
+    shape: Shape,
+    nodes: Sequence[NodeRecord],
+    *,
+    local: bytes = b"",
+    name: str = "",
+    turn: int = 0,
+    whole_nodes: bool = False,
+    search: Search | None = None,
 ) -> Choice:
     """Choose the node for one task or actor of this shape.
 
@@ -72,6 +92,7 @@ def choose_node(
         name: how messages call the task or actor.
         turn: SPREAD begins its round at this position; count it up per request.
         whole_nodes: SPREAD, and the way to a named node or to large arguments, judge by what nodes have, not by what is free.
+        search: where the look for this shape goes on; None: it begins anew.
     """
     strategy = strategies.parse(shape.strategy)
     if isinstance(strategy, strategies.Fallback):
@@ -96,7 +117,13 @@ def choose_node(
     if home is not None:
         return Placed(home)
     start = int.from_bytes(local[:4], "big")
-    found = (_with_room(need, conditions + soft, nodes, start, FEW) if soft else []) or _with_room(need, conditions, nodes, start, FEW)
+    if isinstance(strategy, strategies.NodeAffinity):  # that one is left out: these are not the nodes that the search has passed
+        search = None
+    found = _with_room(need, conditions + soft, nodes, start, FEW) if soft else []
+    found = found or _with_room(need, conditions, nodes, start, FEW, search=search)
+    own = _find(nodes, local) if search is not None else None
+    if own is not None and all(one is not own for one in found):
+        found += _with_room(need, conditions, [own], 0, 1)
     return Placed(_least_used(need, found, local)) if found else _none_has_room(what, need, conditions, nodes)
 
 
@@ -218,17 +245,30 @@ def _find(nodes: Sequence[NodeRecord], node_id: bytes) -> NodeRecord | None:
 
 
 def _with_room(
-    need: ResourceSet, conditions: labels.Selector, nodes: Sequence[NodeRecord], start: int, enough: int, *, whole_nodes: bool = False
+    need: ResourceSet,
+    conditions: labels.Selector,
+    nodes: Sequence[NodeRecord],
+    start: int,
+    enough: int,
+    *,
+    whole_nodes: bool = False,
+    search: Search | None = None,
 ) -> list[NodeRecord]:
     """Return the first ``enough`` nodes with room, in the round from ``start`` on; fewer when there are no more."""
-    found: list[NodeRecord] = []
-    at = start % len(nodes) if nodes else 0
-    for node in chain(islice(nodes, at, None), islice(nodes, at)):
-        if node.takes_work and fits(need, node.total if whole_nodes else node.available) and labels.matches(conditions, node.labels):
-            found.append(node)
-            if len(found) == enough:
-                break
-    return found
+    search = search or Search()
+    count = len(nodes)
+    at = start % count if count else 0
+
+    def has_room(step: int) -> bool:
+        node = nodes[(at + step) % count]
+        return node.takes_work and fits(need, node.total if whole_nodes else node.available) and labels.matches(conditions, node.labels)
+
+    found = search.found = [step for step in search.found if has_room(step)]
+    while len(found) < enough and search.looked < count:
+        if has_room(search.looked):
+            found.append(search.looked)
+        search.looked += 1
+    return [nodes[(at + step) % count] for step in found]
 
 
 def _least_used(need: ResourceSet, ready: Sequence[NodeRecord], local: bytes) -> NodeRecord:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -171,7 +171,7 @@ class _Agent:
         self._perform(self.leases.nodes_changed(self.cluster.loop.time()))
         self.reschedule()
 
-    def _nodes(self) -> list[NodeRecord]:
+    def _nodes(self) -> Sequence[NodeRecord]:
         self.record.available = self.leases.available()
         return self.view.nodes() if self.view is not None else [self.record]
 
@@ -183,8 +183,8 @@ class _Agent:
 
     def on_request(self, owner: _Owner, message: RequestLease) -> None:
         self._owners[owner.number] = owner
-        if self.view is not None:
-            self.view.expire(self.cluster.loop.time())
+        if self.view is not None and self.view.expire(self.cluster.loop.time()):
+            self.leases.routing.news()
         request = LeaseRequest(owner.number, message.rid, message.shape, self.cluster.loop.time(), hops=message.hops)
         self._perform(self.leases.add(request))
         self.reschedule()
