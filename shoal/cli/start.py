@@ -72,10 +72,14 @@ def start(head: bool, address: str | None, port: int | None, storage: str | None
 
 def _next_steps(node: SessionRecord, *, head: bool) -> str:
     from shoal._core.process.discovery import spell
+    from shoal._core.transport.addresses import is_loopback
 
     address = spell(node.control_address)
     lines = [f"Local node IP: {node.node_ip}", "", "shoal runs." if head else f"This machine has joined the cluster at {address}.", ""]
-    if head:
+    if head and is_loopback(node.node_ip):
+        lines += ["To add a node on this machine:", f"  shoal start --address='{address}'", ""]
+        lines += ["For other machines to join, start with an address that they reach:", "  shoal start --head --node-ip-address=ADDRESS", ""]
+    elif head:
         lines += ["On another machine, to add it:", f"  shoal start --address='{address}'", ""]
     lines += [
         "In Python, on this machine:", "  import shoal", "  shoal.init()", "",
