@@ -78,7 +78,7 @@ def _next_steps(node: SessionRecord, *, head: bool) -> str:
     lines = [f"Local node IP: {node.node_ip}", "", "shoal runs." if head else f"This machine has joined the cluster at {address}.", ""]
     if head and is_loopback(node.node_ip):
         lines += ["To add a node on this machine:", f"  shoal start --address='{address}'", ""]
-        lines += ["For other machines to join, start with an address that they reach:", "  shoal start --head --node-ip-address=ADDRESS", ""]
+        lines += ["For other machines to join, start it with an address that they reach:", "  shoal start --head --node-ip-address=IP", ""]
     elif head:
         lines += ["On another machine, to add it:", f"  shoal start --address='{address}'", ""]
     lines += [
