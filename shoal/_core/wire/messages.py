@@ -1183,6 +1183,8 @@ class ReleaseBundles(Message, tag=148):
 
     rid: int
     placement_group_id: bytes
+    #: There is no such group any more: what waits for it, and what comes, is refused. Else its bundles go elsewhere.
+    removed: bool = True
 
 
 class ClusterChanged(Message, tag=149):
