@@ -272,3 +272,22 @@ async def test_an_agent_that_holds_something_of_the_node_turns_to_its_heir(s: Sc
     await turn()
     assert s.third.objects[b"outer"].value.refs == [ObjectRefInfo(b"inner", s.heir.me)]
     assert (s.heir.objects[b"inner"].inherited, s.heir.objects[b"inner"].counts) == (set(), {b"third": 1})
+
+
+@scene
+async def test_a_node_that_ends_in_the_middle_leaves_no_registration_behind(s: Scene) -> None:
+    value = Value(INLINE, b"[ref]", 5, [ObjectRefInfo(b"inner", LIVING)])
+    s.leaving.adopt(held(b"outer", value))
+    s.heir.reachable.clear()
+    handing = asyncio.ensure_future(s.leaving.bequests.bequeath(b"heir"))
+    await turn()
+    handing.cancel()
+    await turn()
+    assert s.owner.counts == {}
+    s.heir.reachable.set()
+    s.heir.hear(AdoptObjects(1, [held(b"outer", value)], b"leaving"), Peer())
+    await turn()
+    assert s.owner.counts == {b"heir": 1}
+    s.heir.bequests.nodes_died([b"leaving"], {})
+    await turn()
+    assert s.owner.counts == {b"heir": 0}

@@ -2,8 +2,7 @@
 
     node that leaves                          its heir                       control store
     [what borrowers say of the objects waits]
-    AddBorrower(heir) ──▶ owners of what is inside
-    AdoptObjects(testator) ─────────────────▶ promised
+    AdoptObjects(testator) ─────────────────▶ promised; AddBorrower ──▶ owners of what is inside; Ack
     RemoveBorrower ──▶ owners of what is inside
     PromoteCopy(heir) ──▶ nodes of primary copies, which are the heir's from now on
     [what borrowers say is passed on] ──────▶
@@ -95,7 +94,6 @@ class Bequests:
         try:
             known = ids | self._passed_on.keys()
             inside = [(one, inner) for one in going for inner in one.value.refs if inner.object_id not in known]
-            await asyncio.gather(*(self._adopted.register(inner, address) for _, inner in inside))
             objects = [OwnedObject(one.object_id, one.value, self._borrowers(one, address)) for one in going]
             await self._neighbours.ask(heir, AdoptObjects(0, objects, self._me.node_id))
             self._adopted.state.pass_on(going)
@@ -151,8 +149,11 @@ class Bequests:
         elif self._node(message.testator) is None:
             connection.fail(message.rid, "RuntimeError", f"Node {message.testator.hex()} is dead, as far as this one knows.")
         else:
-            self._adopted.inherit(message)
-            connection.send(Ack(message.rid))
+            self._spawn(self._inherit(connection, message))
+
+    async def _inherit(self, connection: Peer, message: AdoptObjects) -> None:
+        await self._adopted.inherit(message)
+        connection.send(Ack(message.rid))
 
     # --- everybody ---
 

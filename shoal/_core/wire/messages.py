@@ -578,7 +578,7 @@ class OwnedObject(msgspec.Struct, array_like=True, gc=False):
 class AdoptObjects(Message, tag=38):
     """An owner that ends in good order hands to its node agent what others still hold; an agent whose node leaves, to another node's agent.
 
-    The receiver is registered by then with the owners of what is inside.
+    A process has registered its agent with the owners of what is inside. The agent of another node does that itself before it answers.
     """
 
     rid: int
