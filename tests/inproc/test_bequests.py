@@ -13,6 +13,7 @@ from shoal._core.node_agent.bequests import Bequests
 from shoal._core.transport.errors import RequestFailed
 from shoal._core.wire.messages import (
     INLINE,
+    OWNER_LEFT,
     STORED,
     Ack,
     AddBorrower,
@@ -193,7 +194,7 @@ async def test_what_is_said_during_and_after_the_hand_over_reaches_the_heir_in_o
     await handing
     await get.answered.wait()
     assert add.answers == [Ack(7)]
-    assert get.answers == [ObjectValue(8, Value(INLINE, b"1", 1))]
+    assert get.failures == [OWNER_LEFT]
     assert s.heir.objects[b"o"].counts == {}
     assert not s.leaving.objects
     assert s.leaving.bequests.count() == 0

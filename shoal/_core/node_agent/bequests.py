@@ -5,7 +5,7 @@
     AdoptObjects(testator) ─────────────────▶ promised; AddBorrower ──▶ owners of what is inside; Ack
     RemoveBorrower ──▶ owners of what is inside
     PromoteCopy(heir) ──▶ nodes of primary copies, which are the heir's from now on
-    [what borrowers say is passed on] ──────▶
+    [what borrowers say is passed on; who reads is sent on] ──▶
     NameHeir ───────────────────────────────────────────────────────────────▶ its record; spread: agents tell their processes
     its own primary copies move (``moving.py``), it leaves
                                               the promise holds              borrowers turn to the heir, with their full counts
@@ -29,13 +29,13 @@ from shoal._core.node_agent.neighbours import Neighbours
 from shoal._core.node_agent.peers import Peer, Store
 from shoal._core.transport.errors import RequestFailed
 from shoal._core.wire.messages import (
+    OWNER_LEFT,
     STORED,
     Ack,
     AddBorrower,
     Address,
     AdoptObjects,
     GetObject,
-    Message,
     NodeRecord,
     OwnedObject,
     PromoteCopy,
@@ -124,14 +124,16 @@ class Bequests:
         heir = self._passed_on.get(message.object_id)
         if heir is None:
             return False
-        if isinstance(message, GetObject | AddBorrower):
+        if isinstance(message, GetObject):  # not passed on: what is inside is counted under the name of who answers
+            connection.fail(message.rid, OWNER_LEFT, "Ask the agent that owns it now.", heir)
+        elif isinstance(message, AddBorrower):
             self._spawn(self._pass_on(connection, heir, message))
         else:
             self._neighbours.tell(heir, message)
         return True
 
-    async def _pass_on(self, connection: Peer, heir: bytes, message: Message) -> None:
-        rid: int = message.rid  # type: ignore[attr-defined]
+    async def _pass_on(self, connection: Peer, heir: bytes, message: AddBorrower) -> None:
+        rid = message.rid
         try:
             reply = await self._neighbours.ask(heir, msgspec.structs.replace(message))
         except RequestFailed as error:

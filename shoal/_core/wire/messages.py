@@ -602,6 +602,10 @@ class PromoteCopy(Message, tag=39):
 # --- borrower <-> owner --------------------------------------------------------------------------------------------------------
 
 
+#: Refusal of a read by an owner that leaves: its node agent has the object, or the agent of the node that ``Failed.detail`` names.
+OWNER_LEFT = "OwnerLeft"
+
+
 class GetObject(Message, tag=50):
     """Tell the value when it is ready. References inside it are registered for ``borrower`` before the answer leaves."""
 
