@@ -13,6 +13,7 @@ from shoal._core.node_agent.bequests import Bequests
 from shoal._core.transport.errors import RequestFailed
 from shoal._core.wire.messages import (
     INLINE,
+    OWNER_LEFT,
     STORED,
     Ack,
     AddBorrower,
@@ -193,7 +194,7 @@ async def test_what_is_said_during_and_after_the_hand_over_reaches_the_heir_in_o
     await handing
     await get.answered.wait()
     assert add.answers == [Ack(7)]
-    assert get.answers == [ObjectValue(8, Value(INLINE, b"1", 1))]
+    assert get.failures == [OWNER_LEFT]
     assert s.heir.objects[b"o"].counts == {}
     assert not s.leaving.objects
     assert s.leaving.bequests.count() == 0
@@ -272,3 +273,22 @@ async def test_an_agent_that_holds_something_of_the_node_turns_to_its_heir(s: Sc
     await turn()
     assert s.third.objects[b"outer"].value.refs == [ObjectRefInfo(b"inner", s.heir.me)]
     assert (s.heir.objects[b"inner"].inherited, s.heir.objects[b"inner"].counts) == (set(), {b"third": 1})
+
+
+@scene
+async def test_a_node_that_ends_in_the_middle_leaves_no_registration_behind(s: Scene) -> None:
+    value = Value(INLINE, b"[ref]", 5, [ObjectRefInfo(b"inner", LIVING)])
+    s.leaving.adopt(held(b"outer", value))
+    s.heir.reachable.clear()
+    handing = asyncio.ensure_future(s.leaving.bequests.bequeath(b"heir"))
+    await turn()
+    handing.cancel()
+    await turn()
+    assert s.owner.counts == {}
+    s.heir.reachable.set()
+    s.heir.hear(AdoptObjects(1, [held(b"outer", value)], b"leaving"), Peer())
+    await turn()
+    assert s.owner.counts == {b"heir": 1}
+    s.heir.bequests.nodes_died([b"leaving"], {})
+    await turn()
+    assert s.owner.counts == {b"heir": 0}

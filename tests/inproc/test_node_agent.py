@@ -471,7 +471,7 @@ def test_a_rolled_back_group_keeps_its_requests(node: Node) -> None:
     driver = node.driver()
     prepare(node, b"pg", {0: {"CPU": 10_000}})
     rid = node.ask(driver, placement_group=b"pg")
-    node.control.say(wire.ReleaseBundles(52, b"pg"))
+    node.control.say(wire.ReleaseBundles(52, b"pg", removed=False))
     prepare(node, b"pg", {0: {"CPU": 10_000}})
     node.control.say(wire.CommitBundles(51, b"pg"))
     node.turn()

@@ -156,4 +156,16 @@ def test_what_the_agent_owns_keeps_the_last_node_not_at_all_and_the_others_until
     state = drain()
     state.step(Load(owned=1), [HOME], 0.0)
     assert state.step(Load(owned=1), [HOME], 10.0) == [EndWork()]
+    state.bequeathed(False, 10.0)
     assert state.step(Load(owned=1), [HOME], 10.0) == [Leave()]
+
+
+def test_a_hand_over_that_is_under_way_at_the_deadline_has_a_moment_to_end() -> None:
+    for ends in (True, False):
+        state = drain()
+        assert state.step(Load(tasks=1, owned=1), [HOME], 9.9) == [Bequeath(HOME)]
+        assert state.step(Load(tasks=1, owned=1), [HOME], 10.0) == [EndWork()]
+        assert state.step(Load(owned=1), [HOME], 10.1) == []
+        if ends:
+            state.bequeathed(True, 10.2)
+        assert state.step(Load(), [HOME], 10.2 if ends else 10.0 + END_S) == [Leave()]

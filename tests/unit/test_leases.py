@@ -265,7 +265,7 @@ def test_an_actor_needs_its_placement_and_holds_less() -> None:
 def test_bundles_are_reserved_whole_and_used_by_index_or_at_large() -> None:
     desk = Desk(make(CPU=4))
     assert not desk.leases.prepare(b"big", {0: {"CPU": 30_000}, 1: {"CPU": 20_000}}, 0.0)
-    desk.leases.release_group(b"big")
+    desk.leases.release_group(b"big", removed=False)
     assert desk.leases.available()["CPU"] == 40_000
     assert desk.leases.prepare(b"g", {0: {"CPU": 10_000}, 1: {"CPU": 20_000}}, 0.0)
     assert desk.leases.prepare(b"g", {0: {"CPU": 10_000}}, 0.0)
@@ -292,7 +292,7 @@ def test_a_removed_group_refuses_what_waits_and_what_comes() -> None:
     desk.leases.prepare(b"g", {0: {"CPU": 10_000}}, 0.0)
     desk.leases.commit(b"g")
     held, waiting = desk.ask(1, placement_group=b"g"), desk.ask(1, placement_group=b"g")
-    refused, inside = desk.leases.release_group(b"g")
+    refused, inside = desk.leases.release_group(b"g", removed=True)
     assert [(one.request.rid, one.kind) for one in refused if isinstance(one, Refuse)] == [(waiting, "TaskPlacementGroupRemoved")]
     assert [one.request.rid for one in inside] == [held]
     desk.end(inside[0])
@@ -300,6 +300,22 @@ def test_a_removed_group_refuses_what_waits_and_what_comes() -> None:
     assert desk.leases.available() == desk.leases.node.total
     desk.ask(0, placement_group=b"g", actor=b"a")
     assert [one.kind for one in desk.take(Refuse)] == ["ActorPlacementGroupRemoved"]
+
+
+def test_a_bundle_that_was_committed_in_vain_may_be_placed_here_again() -> None:
+    """The control store ended before it had written down that the bundle was committed: its successor gives it back, and places it anew."""
+    desk = Desk(make(CPU=1))
+    desk.leases.prepare(b"g", {0: {"CPU": 10_000}}, 0.0)
+    desk.leases.commit(b"g")
+    assert desk.leases.release_group(b"g", removed=False) == ([], [])
+    waiting = desk.ask(1, placement_group=b"g")
+    desk.leases.drop_group(b"g")
+    assert desk.leases.available() == desk.leases.node.total
+    desk.leases.prepare(b"g", {0: {"CPU": 10_000}}, 0.0)
+    desk.leases.commit(b"g")
+    desk.schedule()
+    assert desk.lease(waiting) is not None
+    assert desk.take(Refuse) == []
 
 
 def test_a_group_that_does_not_fit_has_room_made_for_it() -> None:

@@ -113,11 +113,11 @@ class LeaseHistory(RuleBasedStateMachine):
         self.leases.commit(group)
         self.schedule()
 
-    @rule(group=st.sampled_from(GROUPS))
-    def release(self, group: bytes) -> None:
-        if not (group in self.leases.bundles and not self.leases.bundles.is_committed(group)):
+    @rule(group=st.sampled_from(GROUPS), removed=st.booleans())
+    def release(self, group: bytes, removed: bool) -> None:
+        if removed:
             self.removed.add(group)
-        refused, inside = self.leases.release_group(group)
+        refused, inside = self.leases.release_group(group, removed=removed)
         self.perform(refused)
         for lease in inside:
             self.leases.end(lease.lease_id)
@@ -135,8 +135,8 @@ class LeaseHistory(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """When leases keep coming back, everything that can run is granted, and in the end all is free."""
-        for group in GROUPS * 2:  # the first time may only roll a prepared group back
-            self.release(group)
+        for group in GROUPS:
+            self.release(group, removed=True)
         for _ in range(10 * len(self.open) + 10):
             self.now += 10.0
             for lease in list(self.leases.leases.values()):

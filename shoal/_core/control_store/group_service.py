@@ -164,7 +164,7 @@ class GroupService:
                     self._scheduling.reschedule()
                 self._scheduling.look_again()
 
-        if not self._core.tell_node(node_id, ReleaseBundles(0, group_id), answered):
+        if not self._core.tell_node(node_id, ReleaseBundles(0, group_id, groups.is_removed(group_id)), answered):
             self._core.perform(groups.released(group_id, node_id))
 
     def _settled(self, settled: GroupSettled) -> None:

@@ -82,9 +82,10 @@ class AdoptedObjects:
         self.state.adopt(message.objects, self._borrowers_of(message), self._loop.time())
         connection.send(Ack(message.rid))
 
-    def inherit(self, message: AdoptObjects) -> None:
-        """Take over from the agent of a node that leaves, for the time when it has."""
-        self.state.inherit(message.objects, message.testator, self._borrowers_of(message), self._loop.time())
+    async def inherit(self, message: AdoptObjects) -> None:
+        """Take over from the agent of a node that leaves, for the time when it has; return when this one holds what is inside, too."""
+        new = self.state.inherit(message.objects, message.testator, self._borrowers_of(message), self._loop.time())
+        await asyncio.gather(*(self._register_inside(adopted, b"") for adopted in new))
 
     def _borrowers_of(self, message: AdoptObjects) -> set[bytes]:
         """Hear of the ends of all who hold these; return all who live."""

@@ -96,13 +96,18 @@ class Adoption:
         for one in adopted:
             self._let_go_inside(one)
 
-    def inherit(self, objects: Iterable[OwnedObject], testator: bytes, connected: Collection[bytes], now: float) -> None:
-        """Take over from the agent of a node that leaves, for the time when it has."""
-        new = [one for one in objects if one.object_id not in self.objects]
-        for adopted in self.adopt(new, connected, now):
+    def inherit(self, objects: Iterable[OwnedObject], testator: bytes, connected: Collection[bytes], now: float) -> list[AdoptedObject]:
+        """Take over from the agent of a node that leaves, for the time when it has; returns those that are new here.
+
+        This one is not registered inside of them yet: if the other ended in the middle of doing that for it, nobody would undo it.
+        """
+        new = self.adopt([one for one in objects if one.object_id not in self.objects], connected, now)
+        for adopted in new:
+            adopted.registered = False
             adopted.grace_until = math.inf
             self._in_grace.add(adopted.object_id)
             self._promised.setdefault(testator, set()).add(adopted.object_id)
+        return new
 
     def testator_ended(self, testator: bytes, now: float, *, is_heir: bool) -> list[AdoptedObject]:
         """The node has left or died; returns what is free.

@@ -2,11 +2,10 @@
 
     node that leaves                          its heir                       control store
     [what borrowers say of the objects waits]
-    AddBorrower(heir) ──▶ owners of what is inside
-    AdoptObjects(testator) ─────────────────▶ promised
+    AdoptObjects(testator) ─────────────────▶ promised; AddBorrower ──▶ owners of what is inside; Ack
     RemoveBorrower ──▶ owners of what is inside
     PromoteCopy(heir) ──▶ nodes of primary copies, which are the heir's from now on
-    [what borrowers say is passed on] ──────▶
+    [what borrowers say is passed on; who reads is sent on] ──▶
     NameHeir ───────────────────────────────────────────────────────────────▶ its record; spread: agents tell their processes
     its own primary copies move (``moving.py``), it leaves
                                               the promise holds              borrowers turn to the heir, with their full counts
@@ -30,13 +29,13 @@ from shoal._core.node_agent.neighbours import Neighbours
 from shoal._core.node_agent.peers import Peer, Store
 from shoal._core.transport.errors import RequestFailed
 from shoal._core.wire.messages import (
+    OWNER_LEFT,
     STORED,
     Ack,
     AddBorrower,
     Address,
     AdoptObjects,
     GetObject,
-    Message,
     NodeRecord,
     OwnedObject,
     PromoteCopy,
@@ -95,7 +94,6 @@ class Bequests:
         try:
             known = ids | self._passed_on.keys()
             inside = [(one, inner) for one in going for inner in one.value.refs if inner.object_id not in known]
-            await asyncio.gather(*(self._adopted.register(inner, address) for _, inner in inside))
             objects = [OwnedObject(one.object_id, one.value, self._borrowers(one, address)) for one in going]
             await self._neighbours.ask(heir, AdoptObjects(0, objects, self._me.node_id))
             self._adopted.state.pass_on(going)
@@ -126,14 +124,16 @@ class Bequests:
         heir = self._passed_on.get(message.object_id)
         if heir is None:
             return False
-        if isinstance(message, GetObject | AddBorrower):
+        if isinstance(message, GetObject):  # not passed on: what is inside is counted under the name of who answers
+            connection.fail(message.rid, OWNER_LEFT, "Ask the agent that owns it now.", heir)
+        elif isinstance(message, AddBorrower):
             self._spawn(self._pass_on(connection, heir, message))
         else:
             self._neighbours.tell(heir, message)
         return True
 
-    async def _pass_on(self, connection: Peer, heir: bytes, message: Message) -> None:
-        rid: int = message.rid  # type: ignore[attr-defined]
+    async def _pass_on(self, connection: Peer, heir: bytes, message: AddBorrower) -> None:
+        rid = message.rid
         try:
             reply = await self._neighbours.ask(heir, msgspec.structs.replace(message))
         except RequestFailed as error:
@@ -151,8 +151,11 @@ class Bequests:
         elif self._node(message.testator) is None:
             connection.fail(message.rid, "RuntimeError", f"Node {message.testator.hex()} is dead, as far as this one knows.")
         else:
-            self._adopted.inherit(message)
-            connection.send(Ack(message.rid))
+            self._spawn(self._inherit(connection, message))
+
+    async def _inherit(self, connection: Peer, message: AdoptObjects) -> None:
+        await self._adopted.inherit(message)
+        connection.send(Ack(message.rid))
 
     # --- everybody ---
 

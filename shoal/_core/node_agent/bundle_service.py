@@ -69,11 +69,14 @@ class BundleService:
 
     def _on_release(self, connection: Peer, message: ReleaseBundles) -> None:
         group = message.placement_group_id
-        refused, inside = self._agent.leases.release_group(group)
+        refused, inside = self._agent.leases.release_group(group, removed=message.removed)
         self._releasing.setdefault(group, []).append((connection, message.rid))
+        why = "Its placement group was removed." if message.removed else "Its bundle was given back, and is placed anew."
         for lease in inside:
-            if not self._agent.withdraw_lease(lease.lease_id, Cause("placement_group_removed", "Its placement group was removed.")):
-                refused.append(refusal_of(lease.request))  # its worker was still starting: its owner waits for the answer
+            if self._agent.withdraw_lease(lease.lease_id, Cause("placement_group_removed", why)):
+                continue
+            # Its worker was still starting: its owner waits for the answer.
+            refused += [refusal_of(lease.request)] if message.removed else self._agent.leases.add(lease.request)
         self._agent.perform_leases(refused)
         self.settle()
         self._agent.reschedule()

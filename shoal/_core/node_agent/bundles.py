@@ -59,9 +59,6 @@ class Bundles:
         self._committed.add(group)
         return True
 
-    def is_committed(self, group: bytes) -> bool:
-        return group in self._committed
-
     def close(self, group: bytes) -> bool:
         """Let nobody draw from the group any more; True when it had been committed."""
         was_open = group in self._committed

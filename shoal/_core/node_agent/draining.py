@@ -138,7 +138,7 @@ class Draining:
                 return [*bequest, *self._copy_off(load.objects, others, now)]
             self.phase = Phase.ENDING
             return [EndWork()]
-        if self.phase is Phase.ENDING and (not (load.tasks or load.actors) or now >= self.deadline + END_S):
+        if self.phase is Phase.ENDING and (not (load.tasks or load.actors or self._bequeathing) or now >= self.deadline + END_S):
             self.phase = Phase.GONE
             return [Leave()]
         return []

@@ -156,17 +156,16 @@ class Leases:
     def commit(self, group: bytes) -> bool:
         return self.bundles.commit(group)
 
-    def release_group(self, group: bytes) -> tuple[list[Instruction], list[Lease]]:
+    def release_group(self, group: bytes, *, removed: bool) -> tuple[list[Instruction], list[Lease]]:
         """Close the group's bundles: (refusals of what was queued for it, leases whose workers must end first).
 
-        When no lease is left (now or later), call ``drop_group``. A group that was prepared but not committed is only rolled back: what is
-        queued for it goes on waiting.
+        When no lease is left (now or later), call ``drop_group``. Of a group that is not ``removed`` an attempt is rolled back: what is
+        queued for it goes on waiting. It may have been committed here, which a control store that was started again does not know.
         """
         if self._reservation is not None and self._reservation.request is None and self._reservation.group == group:
             self._reservation = None
-        prepared_only = group in self.bundles and not self.bundles.is_committed(group)
         self.bundles.close(group)
-        return [] if prepared_only else self._refuse_group(group), self.leases_of_group(group)
+        return self._refuse_group(group) if removed else [], self.leases_of_group(group)
 
     def leases_of_group(self, group: bytes) -> list[Lease]:
         return [lease for lease in self.leases.values() if lease.shape.placement_group == group]

@@ -578,7 +578,7 @@ class OwnedObject(msgspec.Struct, array_like=True, gc=False):
 class AdoptObjects(Message, tag=38):
     """An owner that ends in good order hands to its node agent what others still hold; an agent whose node leaves, to another node's agent.
 
-    The receiver is registered by then with the owners of what is inside.
+    A process has registered its agent with the owners of what is inside. The agent of another node does that itself before it answers.
     """
 
     rid: int
@@ -600,6 +600,10 @@ class PromoteCopy(Message, tag=39):
 
 
 # --- borrower <-> owner --------------------------------------------------------------------------------------------------------
+
+
+#: Refusal of a read by an owner that leaves: its node agent has the object, or the agent of the node that ``Failed.detail`` names.
+OWNER_LEFT = "OwnerLeft"
 
 
 class GetObject(Message, tag=50):
@@ -1183,6 +1187,8 @@ class ReleaseBundles(Message, tag=148):
 
     rid: int
     placement_group_id: bytes
+    #: There is no such group any more: what waits for it, and what comes, is refused. Else its bundles go elsewhere.
+    removed: bool = True
 
 
 class ClusterChanged(Message, tag=149):

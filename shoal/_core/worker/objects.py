@@ -21,6 +21,7 @@ from shoal import exceptions
 from shoal._core.serialization import error_named, serialize_system_error
 from shoal._core.transport import ConnectionLost, RequestFailed
 from shoal._core.wire.messages import (
+    OWNER_LEFT,
     Ack,
     AddBorrower,
     Address,
@@ -45,8 +46,6 @@ from .waiting import GetOperation, Operation, WaitOperation
 if TYPE_CHECKING:
     from .core import Core
 
-#: Refusal of a read by a process that leaves: the node agent has the object.
-OWNER_LEFT = "OwnerLeft"
 #: Values that a ``get`` of many makes readable with one request: half of the time of a request for each.
 PINNED_TOGETHER = 64
 #: Urgencies of PinObjects.
@@ -337,7 +336,10 @@ class Objects:
             self.owner_lost(asked)
             self._fetch(entry)
         elif isinstance(error, RequestFailed) and error.kind == OWNER_LEFT:
-            self.owner_left(asked)
+            if error.detail:  # an agent that leaves has handed on this object, and perhaps not all
+                entry.owner = self.core.agents.address(error.detail)
+            else:
+                self.owner_left(asked)
             self._fetch(entry)
         else:
             self.complete(entry, FAILED, error_bytes(error, entry))
