@@ -11,7 +11,7 @@ import click
 from .place import address_option, ask
 
 if TYPE_CHECKING:
-    from shoal._core.wire.messages import NodeRecord
+    from shoal._core.wire.messages import Demand, GroupDemand, NodeRecord
 
 _RULE = "-" * 63
 _BYTES = ("memory", "object_store_memory")
@@ -21,11 +21,11 @@ _BYTES = ("memory", "object_store_memory")
 @address_option
 @click.option("-v", "--verbose", is_flag=True, help="Also what each node has and uses.")
 def status(address: str | None, verbose: bool) -> None:
-    """Show the cluster's nodes, what they have, and what is in use."""
+    """Show the cluster's nodes, what they have, what is in use, and what waits for it."""
     from shoal._core.wire.messages import ListNodes, NodeList
 
-    nodes = ask(address, ListNodes(0, fresh=True), NodeList).nodes
-    click.echo("\n".join(render(nodes, time.time(), verbose=verbose)))
+    found = ask(address, ListNodes(0, fresh=True, demands=True), NodeList)
+    click.echo("\n".join(render(found.nodes, time.time(), found.demands, found.groups, verbose=verbose)))
 
 
 @click.command("health-check")
@@ -39,7 +39,14 @@ def health_check(address: str | None, component: str | None, timeout: float) -> 
     ask(address, Ping(0), Ack, timeout_s=timeout)
 
 
-def render(nodes: Iterable[NodeRecord], now: float, *, verbose: bool = False) -> list[str]:
+def render(
+    nodes: Iterable[NodeRecord],
+    now: float,
+    demands: Iterable[Demand] = (),
+    groups: Iterable[GroupDemand] = (),
+    *,
+    verbose: bool = False,
+) -> list[str]:
     """Return the lines of the report. Pure; ``now``: seconds since the epoch."""
     nodes = list(nodes)
     alive = [node for node in nodes if node.alive]
@@ -53,6 +60,9 @@ def render(nodes: Iterable[NodeRecord], now: float, *, verbose: bool = False) ->
     lines += _section("Recent failures", [f" {_name(node)}: {node.death_reason}" for node in failed], " (no failures)")
     lines += ["", "Resources", _RULE, *_section("Total Usage", _usage(alive), " (no resources)")]
     lines += ["", *_section("From request_resources", [], " (none)")]
+    waiting = [f" {_demand(one)}: {one.count}+ pending tasks/actors" for one in demands]
+    waiting += [f" {_bundles(one)} ({one.strategy}): {one.count}+ pending placement groups" for one in groups]
+    lines += _section("Pending Demands", waiting, " (no resource demands)")
     if verbose:
         for node in alive:
             lines += [
@@ -61,6 +71,24 @@ def render(nodes: Iterable[NodeRecord], now: float, *, verbose: bool = False) ->
                 *_section(" Usage", _usage([node]), "  (nothing)"),
             ]
     return lines
+
+
+def _demand(demand: Demand) -> str:
+    selector = dict(demand.label_selector)
+    return f"{_floats(demand.resources)}" + (f" where {selector}" if selector else "")
+
+
+def _bundles(group: GroupDemand) -> str:
+    """Return ``{'CPU': 1.0} * 2, {'GPU': 1.0} * 1``."""
+    counts: dict[str, int] = {}
+    for bundle in group.bundles:
+        text = str(_floats(bundle))
+        counts[text] = counts.get(text, 0) + 1
+    return ", ".join(f"{text} * {count}" for text, count in counts.items())
+
+
+def _floats(resources: Iterable[tuple[str, int]]) -> dict[str, float]:
+    return {name: amount / 10_000 for name, amount in resources}
 
 
 def _section(title: str, lines: list[str], otherwise: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -442,3 +443,59 @@ def test_storage_that_cannot_be_meant(shell):
     assert "--storage and --standby are the control store's" in shell("start", "--address=h:1", "--storage=sqlite:///x", status=2)
     assert "neither sqlite://" in shell("start", "--head", "--storage=redis://h", status=1)
     assert "give the same --storage=etcd://" in shell("start", "--head", "--port=0", "--standby", status=2)
+
+
+FILL = """
+import numpy as np, shoal, time
+shoal.init()
+refs = [shoal.put(np.full(8 << 20, seed, dtype=np.uint8)) for seed in range(20)]
+assert [int(shoal.get(ref)[0]) for ref in refs] == list(range(20))
+print("filled", flush=True)
+{then}
+"""
+
+
+def test_spilling_behind_a_url_from_start_to_stop(shell, tmp_path):
+    pytest.importorskip("fsspec", reason="URLs need fsspec")
+    lake = tmp_path / "lake"
+    config = json.dumps({"object_spilling_config": json.dumps({"type": "smart_open", "params": {"uri": f"file://{lake}"}})})
+    address = head(shell, "--system-config", config)
+    shell("start", "--address", address, "--object-spilling-directory", f"file://{lake}", *SMALL)
+    shell.python(FILL.format(then=f"import os; assert any(names for _, _, names in os.walk({str(lake)!r}))"))
+    shell("stop")
+    assert list(lake.iterdir()) == []
+    # Wrong ones are told, and nothing stays.
+    assert "nosuch" in shell("start", "--head", "--object-spilling-directory", "nosuch://x", status=1)
+    assert "FileNotFoundError" in shell(
+        "start", "--head", "--port", "0", "--object-spilling-directory", f"file://{tmp_path}/no/such", *SMALL, status=1
+    )
+    assert live_records(shell.tmp) == []
+
+
+def test_what_was_spilled_behind_a_url_goes_with_shoal_stop_when_all_was_killed_at_once(shell, tmp_path):
+    pytest.importorskip("fsspec", reason="URLs need fsspec")
+    lake = tmp_path / "lake"
+    head(shell, "--object-spilling-directory", f"file://{lake}")
+    driver = subprocess.Popen(
+        [sys.executable, "-c", FILL.format(then="time.sleep(60)")], env=shell.environ, stdout=subprocess.PIPE, text=True
+    )
+    with driver:
+        assert driver.stdout.readline() == "filled\n"
+        killed = [record.pid for record in live_records(shell.tmp)]
+        templates = [pid for record in live_records(shell.tmp) for pid in children(record.pid) if "template" in title(pid)]
+        for pid in [*templates, *killed, driver.pid]:
+            os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: live_records(shell.tmp) == [], 30, "the end of all processes")
+    assert any(names for _, _, names in os.walk(lake))
+    shell("stop")
+    assert list(lake.iterdir()) == []
+
+
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(one) for one in file.read().split()]
+
+
+def title(pid):
+    with open(f"/proc/{pid}/cmdline") as file:
+        return file.read()

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from shoal._base.settings import Settings
-from shoal._core.wire.messages import NodeRecord
+from shoal._core.wire.messages import Demand, GroupDemand, NodeRecord
 from shoal.cli.main import group, main
 from shoal.cli.node_options import node_options, read_options
 from shoal.cli.status import render
@@ -144,4 +144,17 @@ def test_the_report():
         "", "Resources", "-" * 63,
         "Total Usage:", " 3.0/6.0 CPU", " 0.0/0.5 GPU", " 0B/3.00GiB memory",
         "", "From request_resources:", " (none)",
+        "Pending Demands:", " (no resource demands)",
     ]  # fmt: skip
+
+
+def test_what_waits_is_in_the_report():
+    demands = [Demand((("CPU", CPU), ("memory", 2 * CPU)), 1000), Demand((("GPU", CPU // 2),), 1, (("zone", "in(a)"),))]
+    bundle, other = (("CPU", CPU),), (("GPU", CPU),)
+    groups = [GroupDemand([bundle, bundle, other], "SPREAD", 2)]
+    lines = render([], 0.25, demands, groups)
+    assert lines[lines.index("Pending Demands:") + 1 :] == [
+        " {'CPU': 1.0, 'memory': 2.0}: 1000+ pending tasks/actors",
+        " {'GPU': 0.5} where {'zone': 'in(a)'}: 1+ pending tasks/actors",
+        " {'CPU': 1.0} * 2, {'GPU': 1.0} * 1 (SPREAD): 2+ pending placement groups",
+    ]

@@ -18,12 +18,16 @@ class Shell:
 
     def __init__(self) -> None:
         self.requests: list[int] = []
+        self.backlogs: list[tuple[int, int]] = []
         self.cancelled: list[int] = []
         self.pushed: list[tuple[int, list[bytes]]] = []
         self.returned: list[int] = []
         self.asked_back: list[int] = []
         #: Leases on which a user thread has just sent a task.
         self.taken: set[int] = set()
+
+    def tell_backlog(self, request: int, backlog: int) -> None:
+        self.backlogs.append((request, backlog))
 
     def request_lease(self, shape: Shape, backlog: int, name: str, retriable: bool) -> int:
         self.requests.append(len(self.requests))
@@ -255,3 +259,18 @@ def test_random_histories_finish_every_task_once():
             state.tick(now)
             state.check()
         assert len(finished) == len(set(finished))
+
+
+def test_agents_hear_how_many_wait_when_that_has_doubled_or_halved():
+    state, shell = make()
+    for number in range(1000):
+        enqueue(state, task(number))
+    assert len(shell.requests) == 2
+    assert [backlog for _, backlog in shell.backlogs] == [4, 8, 16, 32, 64, 128, 256, 512]
+    assert {request for request, _ in shell.backlogs} == {shell.requests[-1]}
+    shell.backlogs.clear()
+    (queue,) = state.queues.values()
+    for record in list(queue.ready)[10:]:
+        assert state.remove(record)
+    state.pump(queue, 0.0)
+    assert shell.backlogs == [(shell.requests[-1], 10)]

@@ -272,7 +272,9 @@ class NodeService:
         self._scheduling.reschedule()
 
     def _resources(self, session: Session, message: NodeResources) -> None:
-        if self._core.nodes.resources(message.node_id, message.available, message.total):
+        if message.demands is not None:
+            self._core.nodes.demanded(message.node_id, message.demands)
+        if message.available is not None and self._core.nodes.resources(message.node_id, message.available, message.total):
             if message.total is not None:
                 self.tell_others(message.node_id)
             self._tell_used(message.node_id)
@@ -284,7 +286,8 @@ class NodeService:
 
     def _list(self, session: Session, message: ListNodes) -> None:
         def answer() -> None:
-            self._core.outbox.send(session.connection, NodeList(message.rid, self._core.nodes.records()))
+            demands, groups = self._scheduling.demands() if message.demands else ([], [])
+            self._core.outbox.send(session.connection, NodeList(message.rid, self._core.nodes.records(), demands, groups))
 
         if message.fresh:
             self._scheduling.poll(answer)

@@ -13,14 +13,14 @@ no harm: the agent has the last word, and whoever waits in vain asks for fresh f
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
 from shoal._core.scheduling.resources import add, subtract
 from shoal._core.transport.silence import Silence
-from shoal._core.wire.messages import NodeRecord
+from shoal._core.wire.messages import Demand, NodeRecord
 
 from .instructions import Instruction
 from .rows import NODES, decode_node, encode
@@ -40,6 +40,8 @@ class Node:
     promised: dict[str, int] = field(default_factory=dict)
     #: Starts of actors that wait for the agent's answer.
     starts: int = 0
+    #: What waits there for resources, by its agent's last word.
+    demands: list[Demand] = field(default_factory=list)
     view: NodeRecord = field(init=False)
     #: The record as it goes over the wire, with what was free when the node joined.
     encoded: msgspec.Raw = field(init=False)
@@ -50,6 +52,7 @@ class Node:
 
     def back(self, record: NodeRecord) -> None:
         """The agent has registered again."""
+        self.demands = []
         self.connected, self.record = True, record
         self.encoded = msgspec.Raw(encode(record))
         self.view = msgspec.structs.replace(record, available=subtract(record.available, self.promised))
@@ -199,6 +202,17 @@ class NodeTable:
             return False
         node.report(available, total)
         return True
+
+    def demanded(self, node_id: bytes, demands: list[Demand]) -> None:
+        """Note what waits at the node. Not stored either, and no news for the others."""
+        node = self._nodes.get(node_id)
+        if node is not None:
+            node.demands = demands
+
+    def demands(self) -> Iterator[Demand]:
+        """Return what waits at the living nodes."""
+        for node in self._nodes.values():
+            yield from node.demands
 
     def get(self, node_id: bytes) -> Node | None:
         return self._nodes.get(node_id)

@@ -126,6 +126,10 @@ class Placement:
         """Shapes that wait for this placement group."""
         return [shape for shape in self._waiting if shape.placement_group == group_id]
 
+    def counts(self) -> list[tuple[Shape, int]]:
+        """How many actors of each shape wait here; those that were sent to a node wait there."""
+        return [(shape, len(actors)) for shape, actors in self._waiting.items()]
+
     def waits_for_room(self) -> bool:
         """Whether some actor could run if a node were less busy."""
         return len(self._waiting) > len(self._infeasible)

@@ -74,6 +74,14 @@ class PlacementGroupTable:
         """Whether some group is to be placed and no attempt is under way for it."""
         return any(not self._groups[group_id].busy() for group_id in self._queue)
 
+    def wanted(self) -> list[tuple[list[dict[str, int]], str]]:
+        """Return the bundles that each group that waits still needs a node for, and its strategy."""
+        waiting = [self._groups[group_id].record for group_id in self._queue]
+        return [
+            ([bundle for bundle, node_id in zip(record.spec.bundles, record.nodes, strict=True) if not node_id], record.spec.strategy)
+            for record in waiting
+        ]
+
     # --- the user's wishes
 
     def create(self, spec: PlacementGroupSpec, now: float) -> list[Instruction]:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from shoal._core.scheduling.demands import add_up, add_up_groups, demand_of
 from shoal._core.scheduling.strategies import freeze
-from shoal._core.wire.messages import NodeList, ReportResources, Shape
+from shoal._core.wire.messages import Demand, GroupDemand, NodeList, ReportResources, Shape
 
 from .core import Core
 from .placement import Chosen, Hopeless
@@ -41,6 +42,12 @@ class SchedulingService:
         if not later:
             self.retry_actors(freeze(shape))
         self.look_again()
+
+    def demands(self) -> tuple[list[Demand], list[GroupDemand]]:
+        """Return what waits for resources, in the whole cluster: tasks and actors, placement groups."""
+        core = self._core
+        actors = (demand_of(shape, count) for shape, count in core.placement.counts())
+        return add_up([*core.nodes.demands(), *(one for one in actors if one is not None)]), add_up_groups(core.groups.wanted())
 
     def retry_actors(self, only: Shape | None = None) -> None:
         for result in self._core.placement.retry(only):
@@ -102,6 +109,7 @@ class SchedulingService:
             def answered(reply: NodeList | None, error: BaseException | None) -> None:
                 if reply is not None and reply.nodes:
                     core.nodes.resources(node_id, reply.nodes[0].available, reply.nodes[0].total)
+                    core.nodes.demanded(node_id, reply.demands)
                 waiting.discard(node_id)
                 if not waiting:
                     finish()

@@ -25,8 +25,9 @@ from shoal._core.node_agent.lease_records import Grant, Instruction, Lease, Refu
 from shoal._core.node_agent.routing import Routing
 from shoal._core.node_agent.waiting import LeaseRequest, WaitingRequests
 from shoal._core.scheduling import policy
+from shoal._core.scheduling.demands import MOST_SHAPES, add_up, demand_of
 from shoal._core.scheduling.resources import Allocation, Capacity, ResourceSet, fits, lacking, subtract, total_of
-from shoal._core.wire.messages import GroupChanged, NodeRecord, Shape
+from shoal._core.wire.messages import Demand, GroupChanged, NodeRecord, Shape
 
 #: Later requests that may overtake one that does not fit.
 PASSED_OVER_LIMIT = 16
@@ -92,6 +93,17 @@ class Leases:
         if not any(isinstance(one, Refuse | Spill) for one in out):
             self.waiting.add(request)
         return out
+
+    def demands(self) -> list[Demand]:
+        """Return what waits here for resources, the largest counts first. O(owners and their shapes)."""
+        found = (demand_of(shape, count) for shape, count in self.waiting.counts())
+        return add_up((one for one in found if one is not None), MOST_SHAPES)
+
+    def backlog(self, owner: int, rid: int, tasks: int) -> None:
+        """So many tasks wait at the owner for leases of the shape of this request."""
+        for request in self.waiting.of_owner(owner):
+            if request.rid == rid:
+                request.backlog = tasks
 
     def cancel(self, owner: int, rid: int) -> bool:
         """Forget a queued request; False when it is not queued (any more)."""

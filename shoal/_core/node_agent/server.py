@@ -129,6 +129,7 @@ class NodeAgent:
             wire.RegisterProcess: self._on_register,
             wire.RequestLease: self._on_request_lease,
             wire.CancelRequest: self._on_cancel_request,
+            wire.Backlog: self._on_backlog,
             wire.ReturnLease: self._on_return_lease,
             wire.WorkerBlocked: self._on_blocked,
             wire.WorkerUnblocked: self._on_unblocked,
@@ -388,8 +389,15 @@ class NodeAgent:
                 message.retriable,
                 message.name,
                 hops=message.hops,
+                backlog=message.backlog,
             )
         )
+
+    def _on_backlog(self, connection: Peer, message: wire.Backlog) -> None:
+        process = connection.tag
+        if isinstance(process, Process):
+            self.leases.backlog(process.number, message.request, message.tasks)
+            self.reports.changed()
 
     def _on_cancel_request(self, connection: Peer, message: wire.CancelRequest) -> None:
         process = connection.tag

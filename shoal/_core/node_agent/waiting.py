@@ -32,6 +32,8 @@ class LeaseRequest:
     movable: bool = False
     #: The control store knows no other nodes than those it was judged by.
     certain: bool = False
+    #: Tasks that wait at the owner for leases of this shape, by its last word: more than it has asked for.
+    backlog: int = 1
     #: What must be free for the grant, and what is held afterwards.
     need: ResourceSet = field(init=False)
     hold: ResourceSet = field(init=False)
@@ -104,6 +106,13 @@ class WaitingRequests:
     def queues(self) -> list[list[LeaseRequest]]:
         """Return the requests by owner and shape."""
         return [list(queue) for owners in self._jobs.values() for shapes in owners.values() for queue in shapes.values()]
+
+    def counts(self) -> Iterator[tuple[Shape, int]]:
+        """By owner and shape: how many tasks and actors wait. O(owners and their shapes)."""
+        for owners in self._jobs.values():
+            for shapes in owners.values():
+                for shape, queue in shapes.items():
+                    yield shape, max(len(queue), queue[-1].backlog)
 
     def of_owner(self, owner: int) -> list[LeaseRequest]:
         return [request for owners in self._jobs.values() for queue in owners.get(owner, {}).values() for request in queue]

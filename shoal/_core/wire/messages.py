@@ -359,6 +359,13 @@ class RequestLease(Message, tag=20):
     hops: int = 0
 
 
+class Backlog(Message, tag=173):
+    """Owner to node agent: so many tasks wait for what request ``request`` asks for. Sent when the number has doubled or halved."""
+
+    request: int
+    tasks: int
+
+
 class LeaseGranted(Message, tag=21):
     rid: int
     lease_id: int
@@ -886,12 +893,30 @@ class RegisterNode(Message, tag=94):
     release: str = RELEASE
 
 
+class Demand(msgspec.Struct, array_like=True, frozen=True):
+    """Tasks and actors of one shape that wait for resources; ``resources`` are sorted by name, fixed-point."""
+
+    resources: tuple[tuple[str, int], ...]
+    count: int
+    label_selector: tuple[tuple[str, str], ...] = ()
+
+
+class GroupDemand(msgspec.Struct, array_like=True, frozen=True):
+    """Placement groups of one kind that wait: the bundles that each of them still needs."""
+
+    bundles: list[tuple[tuple[str, int], ...]]
+    strategy: str
+    count: int
+
+
 class NodeResources(Message, tag=95):
-    """Node agent to control store: what changed; at most a few times a second."""
+    """Node agent to control store: what changed; at most a few times a second. None: as before."""
 
     node_id: bytes
-    available: dict[str, int]
+    available: dict[str, int] | None
     total: dict[str, int] | None = None
+    #: What waits here for resources, the largest counts of at most some tens of shapes.
+    demands: list[Demand] | None = None
 
 
 class ListNodes(Message, tag=96):
@@ -899,11 +924,16 @@ class ListNodes(Message, tag=96):
 
     rid: int
     fresh: bool = True
+    #: Tell, too, what waits for resources.
+    demands: bool = False
 
 
 class NodeList(Message, tag=97):
     rid: int
     nodes: list[NodeRecord]
+    #: What waits for resources: in the cluster, or at the node that answers.
+    demands: list[Demand] = []
+    groups: list[GroupDemand] = []
 
 
 class NodesChanged(Message, tag=99):
@@ -1232,7 +1262,7 @@ AnyMessage = (
     Ack | Failed | CancelRequest | Ping | IssueCertificate | CertificateIssued | RotateToken | TokenChanged
     | RegisterProcess | Registered | ProcessExiting | StopProcess | LogLines | NameProcess | FlushLogs | KillProcess
     | Dial | SocketReady | TakeSocket | CallBack | ExpectPair | LeaseSpilled | NodesChanged | NodesUsed | ControlStores
-    | RequestLease | LeaseGranted | ReturnLease | LeaseWanted | WorkerDied | WorkerBlocked | WorkerUnblocked | LeaseInfeasible
+    | RequestLease | Backlog | LeaseGranted | ReturnLease | LeaseWanted | WorkerDied | WorkerBlocked | WorkerUnblocked | LeaseInfeasible
     | CreateObject | ObjectCreated | SealObject | AbortObject | PinObjects | ObjectsPinned | UnpinObjects | FreeObjects | AdoptObjects
     | PromoteCopy
     | GetObject | ObjectValue | AddBorrower | RemoveBorrower | ReportLost | PinForever

@@ -19,6 +19,7 @@ from shoal._core.serialization import error_named, serialize_system_error
 from shoal._core.transport import RequestFailed
 from shoal._core.wire.messages import (
     AskHandBack,
+    Backlog,
     BeginLease,
     CancelRequest,
     Cause,
@@ -131,6 +132,12 @@ class Leasing:
         self._requests[number] = agent, message
         future: asyncio.Future[Any] = agent.request(message)
         future.add_done_callback(lambda done: self._lease_answered(node_id, number, message, done))
+
+    def tell_backlog(self, request: int, backlog: int) -> None:
+        asked = self._requests.get(request)
+        if asked is not None:
+            agent, message = asked
+            agent.send(Backlog(message.rid, backlog))
 
     def cancel_lease_request(self, request: int) -> None:
         # Not future.cancel(): a grant that is already on its way must still be seen, or the lease would be lost.

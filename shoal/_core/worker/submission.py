@@ -92,6 +92,9 @@ class LeaseEffects(Protocol):
     def request_lease(self, shape: Shape, backlog: int, name: str, retriable: bool) -> int:
         """Ask the node agent; return the number of the request."""
 
+    def tell_backlog(self, request: int, backlog: int) -> None:
+        """So many tasks wait now for what this request asks for."""
+
     def cancel_lease_request(self, request: int) -> None:
         """The request is not needed any more; a grant that is already on its way comes back through ``granted``."""
 
@@ -111,7 +114,7 @@ class LeaseEffects(Protocol):
 class ShapeQueue:
     """Ready tasks of one shape and the leases that serve them."""
 
-    __slots__ = ("asked_at", "duration_s", "filled_to", "leases", "ready", "requests", "shape", "spread", "touched")
+    __slots__ = ("asked_at", "duration_s", "filled_to", "leases", "ready", "requests", "shape", "spread", "told", "touched")
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
@@ -120,6 +123,8 @@ class ShapeQueue:
         self.leases: list[Lease] = []
         #: Numbers of lease requests on their way, oldest first.
         self.requests: list[int] = []
+        #: Tasks of which an agent was told last that they wait: an autoscaler must hear of a thousand, without a message for each.
+        self.told = 0
         #: When the newest of them was made.
         self.asked_at = 0.0
         #: Recent duration of a task; None before the first reply.
@@ -205,10 +210,15 @@ class Submission:
         if missing > 0:
             first = ready[0]
             queue.asked_at = now
+            queue.told = len(ready)
             for _ in range(missing):
                 queue.requests.append(self.effects.request_lease(queue.shape, len(ready), first.display_name, first.retries != 0))
-        elif not ready and queue.requests:
-            self._trim_requests(queue)
+        elif queue.requests:
+            if not ready:
+                self._trim_requests(queue)
+            elif not queue.told < 2 * len(ready) < 4 * queue.told:
+                queue.told = len(ready)
+                self.effects.tell_backlog(queue.requests[-1], len(ready))
         if queue.spread and not ready:
             for lease in list(queue.leases):
                 self.settle(lease)

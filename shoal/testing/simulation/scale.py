@@ -260,6 +260,9 @@ class _Owner:
 
     # --- what Submission asks ---
 
+    def tell_backlog(self, request: int, backlog: int) -> None:
+        """Nobody here asks what waits."""
+
     def request_lease(self, shape: Shape, backlog: int, name: str, retriable: bool) -> int:
         self._rid += 1
         self._ask(RequestLease(self._rid, shape, backlog, name=name, retriable=retriable), self.agent, self.cluster.loop.time())
