@@ -513,7 +513,10 @@ class ObjectsMoved(Message, tag=167):
 
 
 class WatchProcess(Message, tag=173):
-    """To the agent of a process's node: ``node_id`` has objects of it, or lends it adopted ones; send ListOwned when it has ended."""
+    """To the agent of a process's node: ``node_id`` has objects of it, or lends it adopted ones; send ListOwned there when it has ended.
+
+    Sent by that node, and by the process itself.
+    """
 
     rid: int
     process: bytes
