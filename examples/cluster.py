@@ -9,6 +9,7 @@ Run it with `make demo-cluster`. It has a token and a directory of its own, and 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -150,8 +151,6 @@ class DemoCluster:
 
 def processes(folder: str) -> dict[str, int]:
     """Name of a part -> its pid, as the records of the sessions say."""
-    import json
-
     found = {}
     for path in Path(folder).glob("shoal-*/session_*/session.json"):
         record = json.loads(path.read_text())

@@ -404,6 +404,27 @@ def test_only_loopback_listens(shell):
     assert listening == ["0100007F", "0100007F"]
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_fifty_times_up_and_down_leave_nothing(shell):
+    """Head, a second node, some work, stop: by turns in good order, by force, and by SIGKILL of everything in sight before."""
+    work = "import shoal; shoal.init(log_to_driver=False); print(shoal.get(shoal.remote(lambda: 7).remote()))"
+    shared = set(os.listdir("/dev/shm"))
+    for number in range(int(os.environ.get("SHOAL_ROUNDS", "50"))):
+        address = head(shell)
+        shell("start", "--address", address, *SMALL)
+        assert shell.python(work).split() == ["7"]
+        records = live_records(shell.tmp)
+        if number % 3 == 2:
+            for record in records:
+                os.kill(record.pid, signal.SIGKILL)
+        shell("stop", *(["--force"] if number % 3 == 1 else []))
+        assert live_records(shell.tmp) == []
+        wait_for(lambda records=records: not any(processes.is_running(one.pid) for one in records), 10, "the end of all")
+        wait_for(lambda: set(os.listdir("/dev/shm")) <= shared, 10, "the end of shared memory")
+        wait_for(lambda: not list(shell.tmp.glob("shoal-*/session_*/run")), 10, "the end of the sessions' files")
+
+
 def test_tables_in_a_file_outlive_the_cluster(shell):
     storage = f"sqlite://{shell.tmp}/kept/tables.sqlite"
     head(shell, "--storage", storage)

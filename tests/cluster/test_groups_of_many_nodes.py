@@ -13,6 +13,7 @@ from shoal.exceptions import ActorDiedError, TaskPlacementGroupRemoved
 from shoal.testing import wait_for
 from shoal.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from shoal.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from tests.cluster.churn import churn
 from tests.cluster.nodes import many_nodes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
@@ -196,34 +197,21 @@ def test_actors_of_a_removed_group_die_on_all_nodes(whole):
 
 def test_two_hundred_of_all_kinds_leave_nothing_reserved(whole):
     """The four strategies mixed, from four threads, some used, some removed before they are ready; more than fits at any time."""
-    failures = []
 
-    def churn(number):
-        try:
-            strategy = ALL[number % 4]
-            group = placement_group([{"CPU": 1}, {"CPU": 0.5}], strategy=strategy)
-            if number % 3 == 0:
-                assert group.wait(PATIENCE_S)
-                at = nodes_of(group)
-                assert len(set(at)) == {"STRICT_PACK": 1, "STRICT_SPREAD": 2}.get(strategy, len(set(at)))
-                got = shoal.get([where.options(num_cpus=0.5, **inside(group, index)).remote() for index in (0, 1)], timeout=PATIENCE_S)
-                assert got == at
-            elif number % 3 == 1:
-                group.wait(0)
-            remove_placement_group(group)
-        except BaseException as error:
-            failures.append(error)
+    def once(number):
+        strategy = ALL[number % 4]
+        group = placement_group([{"CPU": 1}, {"CPU": 0.5}], strategy=strategy)
+        if number % 3 == 0:
+            assert group.wait(PATIENCE_S)
+            at = nodes_of(group)
+            assert len(set(at)) == {"STRICT_PACK": 1, "STRICT_SPREAD": 2}.get(strategy, len(set(at)))
+            got = shoal.get([where.options(num_cpus=0.5, **inside(group, index)).remote() for index in (0, 1)], timeout=PATIENCE_S)
+            assert got == at
+        elif number % 3 == 1:
+            group.wait(0)
+        remove_placement_group(group)
 
-    def several(first):
-        for number in range(first, 200, 4):
-            churn(number)
-
-    threads = [threading.Thread(target=several, args=(first,)) for first in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    assert churn(200, once) == []
 
 
 def test_of_those_that_compete_some_get_all_and_the_others_nothing(whole):

@@ -108,8 +108,49 @@ def test_wait_brings_values_to_this_node():
         shoal.wait([ref], fetch_local=False)
         here = has.options(**nodes.on(0))
         assert shoal.get(here.remote([ref.binary()]), timeout=30) == [False]
-        shoal.wait([ref])
-        wait_for(lambda: shoal.get(here.remote([ref.binary()]), timeout=30) == [True], 30, "the copy")
+        for _ in range(2):  # the second time nothing has to come
+            assert shoal.wait([ref], timeout=60) == ([ref], [])
+            assert shoal.get(here.remote([ref.binary()]), timeout=30) == [True]
+
+
+def test_a_value_is_ready_for_wait_when_it_is_here():
+    with many_nodes(2) as nodes:
+        there = make.options(**nodes.on(1))
+        refs = [there.remote(MIB, seed) for seed in range(30)] + [there.remote("no number", 0)]
+        assert len(shoal.wait(refs, num_returns=31, timeout=60, fetch_local=False)[0]) == 31
+        # Without a time to wait it says what is here, has the rest brought, and a later call finds it.
+        wait_for(lambda: shoal.wait(refs, num_returns=31, timeout=0) == (refs, []), 60, "all")
+        stored = [ref.binary() for ref in refs[:30]]
+        assert shoal.get(has.options(**nodes.on(0)).remote(stored), timeout=30) == [True] * 30
+        # One after the other, and in a process that does not own them.
+        refs = [there.remote(MIB, seed) for seed in range(10)]
+
+        @shoal.remote
+        def take_all(refs):
+            seen = []
+            while refs:
+                ready, refs = shoal.wait(refs, timeout=60)
+                assert shoal.get(has.options(**nodes_on_0).remote([ready[0].binary()])) == [True]
+                seen += ready
+            return len(seen)
+
+        nodes_on_0 = nodes.on(0)
+        assert shoal.get(take_all.options(**nodes.on(0)).remote(refs), timeout=60) == 10
+
+
+def test_wait_for_values_that_get_lost():
+    """Ready is what has been computed again and is here, or has failed for good."""
+    with many_nodes(2) as nodes:
+        shoal.get(has.options(**nodes.on(1)).remote([]), timeout=30)
+        affinity = shoal.util.scheduling_strategies.NodeAffinitySchedulingStrategy(nodes.id_of(1), soft=True)
+        again = make.options(scheduling_strategy=affinity).remote(30 * MIB, 1)
+        once = make.options(**nodes.on(1), max_retries=0).remote(MIB, 2)
+        assert len(shoal.wait([again, once], num_returns=2, timeout=60, fetch_local=False)[0]) == 2
+        nodes.kill(1)
+        assert shoal.wait([again, once], num_returns=2, timeout=60) == ([again, once], [])
+        assert hashlib.blake2b(shoal.get(again, timeout=0)).hexdigest() == expected(30 * MIB, 1)
+        with pytest.raises(shoal.exceptions.ObjectLostError):
+            shoal.get(once, timeout=0)
 
 
 def test_a_source_that_is_killed_in_the_middle(tmp_path):

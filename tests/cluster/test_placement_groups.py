@@ -13,6 +13,7 @@ from shoal.exceptions import ActorDiedError, RayError, TaskPlacementGroupRemoved
 from shoal.testing import waiting
 from shoal.util.placement_group import placement_group, remove_placement_group
 from shoal.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from tests.cluster.churn import churn
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(90)]
 
@@ -139,29 +140,16 @@ def test_a_group_that_waits_for_room_can_be_removed():
 @pytest.mark.parametrize("strategy", ["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"])
 def test_fifty_at_once_leave_nothing_reserved(strategy):
     """Made, used and removed from four threads at once, some before they are ready: in the end all that there is is free."""
-    failures = []
 
-    def churn(number):
-        try:
-            bundles = [{"CPU": 1}] if strategy == "STRICT_SPREAD" else [{"CPU": 1}, {"CPU": 0.5}]
-            group = placement_group(bundles, strategy=strategy)
-            if number % 3 == 0:
-                assert group.wait(PATIENCE_S)
-                assert shoal.get(pid.options(scheduling_strategy=inside(group, 0)).remote(), timeout=PATIENCE_S)
-            elif number % 3 == 1:
-                group.wait(0)
-            remove_placement_group(group)
-        except BaseException as error:
-            failures.append(error)
+    def once(number):
+        bundles = [{"CPU": 1}] if strategy == "STRICT_SPREAD" else [{"CPU": 1}, {"CPU": 0.5}]
+        group = placement_group(bundles, strategy=strategy)
+        if number % 3 == 0:
+            assert group.wait(PATIENCE_S)
+            assert shoal.get(pid.options(scheduling_strategy=inside(group, 0)).remote(), timeout=PATIENCE_S)
+        elif number % 3 == 1:
+            group.wait(0)
+        remove_placement_group(group)
 
-    def several(first):
-        for number in range(first, 50, 4):
-            churn(number)
-
-    threads = [threading.Thread(target=several, args=(first,)) for first in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    assert churn(50, once) == []
     wait_for(everything_is_free, what="the return of the resources")

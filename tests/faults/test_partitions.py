@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from shoal.testing import wait_for
 from tests.faults.namespaces import namespaces, needs_namespaces
 from tests.faults.test_network_trust import SMALL, Shell
 
-pytestmark = [needs_namespaces, pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [needs_namespaces, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 TIMEOUT_S = "2"
 PATIENCE_S = 60.0
@@ -42,6 +43,10 @@ def create(node_id):
 
 def where():
     return shoal.get(actor.where.remote(), timeout=60)
+
+def drop():
+    global actor
+    actor = None
 
 def fresh():
     return shoal.get(Place.options(resources={"n1": 0.001}).remote().where.remote(), timeout=60)
@@ -95,28 +100,52 @@ def two_machines(directory):
             wait_for(lambda: not any(machine.pids() for machine in network.machines), PATIENCE_S, "the end of all processes")
 
 
+def _cut(network, cut):
+    one, two = network.machines
+    if cut == "both ways":
+        network.cut(one, two)
+    elif cut == "from the node":
+        network.cut(two, one, one_way=True)
+    else:
+        network.cut(one, two, one_way=True)
+
+
 @pytest.mark.parametrize("cut", ["both ways", "from the node", "to the node"])
-def test_a_node_that_is_cut_off_is_another_node_afterwards(own_directory, cut):
+def test_a_node_that_is_cut_off_is_another_node_afterwards(own_directory, cut, rounds, report):
     with two_machines(Path(own_directory)) as (network, driver):
-        one, two = network.machines
-        before = driver("alive()")
-        old = driver("fresh()")[0]
-        node, pid = driver(f"create({old!r})")
-        assert node == old
-        if cut == "both ways":
-            network.cut(one, two)
-        elif cut == "from the node":
-            network.cut(two, one, one_way=True)
-        else:
-            network.cut(one, two, one_way=True)
-        wait_for(lambda: old not in driver("alive()"), PATIENCE_S, "the death of the node")
-        elsewhere = driver("where()")
-        assert elsewhere[0] in before
-        assert elsewhere[0] != old
-        assert is_running(pid), "it cannot know"
-        network.heal()
-        wait_for(lambda: len(driver("alive()")) == 2, PATIENCE_S, "the return of the node")
-        assert old not in driver("alive()")
-        assert not is_running(pid), "one live copy"
-        assert driver("where()") == elsewhere
-        assert driver("fresh()")[0] not in before
+        for _ in rounds:
+            _cut_and_heal(network, driver, cut, report)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("cut", ["both ways", "from the node", "to the node"])
+def test_a_minute_without_a_network(own_directory, cut, report):
+    """Longer than TCP tries again within, longer than all time-outs."""
+    with two_machines(Path(own_directory)) as (network, driver):
+        _cut_and_heal(network, driver, cut, report, least_s=60.0)
+
+
+def _cut_and_heal(network, driver, cut, report, least_s=0.0):
+    report.expect("all as before", PATIENCE_S)
+    before = driver("alive()")
+    old = driver("fresh()")[0]
+    node, pid = driver(f"create({old!r})")
+    assert node == old
+    begin = time.monotonic()
+    _cut(network, cut)
+    wait_for(lambda: old not in driver("alive()"), PATIENCE_S, "the death of the node")
+    elsewhere = driver("where()")
+    moved_s = time.monotonic() - begin
+    assert elsewhere[0] in before
+    assert elsewhere[0] != old
+    assert is_running(pid), "it cannot know"
+    wait_for(lambda: time.monotonic() - begin >= least_s, 2 * PATIENCE_S, "the time")
+    network.heal()
+    begin = time.monotonic()
+    wait_for(lambda: len(driver("alive()")) == 2, PATIENCE_S, "the return of the node")
+    assert old not in driver("alive()")
+    assert not is_running(pid), "one live copy"
+    assert driver("where()") == elsewhere
+    assert driver("fresh()")[0] not in before
+    report.round("the actor went on elsewhere, the node came back as another", max(moved_s, time.monotonic() - begin))
+    driver("drop()")

@@ -185,6 +185,37 @@ def test_a_torn_file_is_refused(tmp_path: Path):
         SqliteStorage(path)
 
 
+def test_a_log_that_ends_anywhere_gives_what_was_committed_before(tmp_path: Path):
+    """As a power cut leaves it: each batch is there as a whole or not at all, and so are those before it."""
+    path = tmp_path / "control.sqlite"
+    log = tmp_path / "control.sqlite-wal"
+    storage = SqliteStorage(path)
+    storage.apply([Change("t", b"total", b"0")])
+    for batch in range(1, 8):
+        storage.apply(
+            [Change("t", b"total", b"%d" % batch), Change("t", b"%d" % batch, b"x" * 2000), Change("t", b"%d" % (batch - 3), None)]
+        )
+    tables, whole = path.read_bytes(), log.read_bytes()
+    storage.close()
+    frame = 4096 + 24
+    ends = sorted({*range(0, len(whole), 97), *(at + off for at in range(32, len(whole), frame) for off in range(-3, 4)), len(whole)})
+    seen = []
+    for end in (one for one in ends if 0 <= one <= len(whole)):
+        for leftover in tmp_path.iterdir():
+            leftover.unlink()
+        path.write_bytes(tables)
+        log.write_bytes(whole[:end])
+        opened = SqliteStorage(path)
+        found = dict(opened.scan("t"))
+        opened.close()
+        total = int(found.get(b"total", b"-1"))
+        kept = {b"%d" % batch: b"x" * 2000 for batch in range(max(1, total - 2), total + 1)}
+        assert found == ({b"total": b"%d" % total, **kept} if total >= 0 else {})
+        seen.append(total)
+    assert seen == sorted(seen)
+    assert set(seen) == set(range(-1, 8))
+
+
 def test_a_failing_disk_delays_answers_and_loses_nothing():
     class FullDisk(MemoryStorage):
         full = False

@@ -234,6 +234,7 @@ CASES: dict[str, Case] = {
 
 
 #: The last word of a node: when its answer is lost, the node is refused at its return, which says the same.
+
 WITHOUT_CASE = {"NodeDrained"}
 
 

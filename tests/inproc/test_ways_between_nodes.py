@@ -19,14 +19,14 @@ from shoal._core.node_agent import joining
 from shoal._core.node_agent.cluster_view import ClusterView
 from shoal._core.node_agent.dialling import Dialling
 from shoal._core.node_agent.joining import Joining
-from shoal._core.transport import ConnectFailed, Connection, HandshakeError, NoSuchProcess, SocketTransport, Tokens, Trust
+from shoal._core.transport import ConnectFailed, Connection, HandshakeError, NoSuchProcess, RequestFailed, SocketTransport, Tokens, Trust
 from shoal._core.transport.addresses import TcpAddress, parse_address
 from shoal._core.transport.handover import Handover
 from shoal._core.transport.memory import MemoryNetwork, MemoryTransport
 from shoal._core.transport.port import dial
 from shoal._core.transport.presence import has_ended, is_there
 from shoal._core.transport.switchboard import Switchboard
-from shoal._core.wire.messages import Ack, Message, NodeRecord, NodesChanged, Ping, RegisterNode
+from shoal._core.wire.messages import Ack, CallBack, Message, NodeRecord, NodesChanged, Ping, RegisterNode
 
 TOKENS = Tokens(b"t" * 32)
 PATIENCE_S = 20.0
@@ -334,5 +334,31 @@ def test_a_pair_of_which_one_never_comes_is_given_up(run, monkeypatch: pytest.Mo
             assert await loop.sock_recv(sock, 1) == b""
         with pytest.raises(NoSuchProcess):
             await dial(loop, where, b"?" * 28, timeout_s=PATIENCE_S)
+
+    run(test)
+
+
+def test_a_node_that_was_asked_twice_calls_back_once(run) -> None:
+    """The answer was lost with the connection to the control store, and the question is asked again."""
+
+    async def test(cluster: Cluster) -> None:
+        await cluster.start(head=False, one=True)
+        head, one = cluster.agents["head"], cluster.agents["one"]
+        asked: list[CallBack] = []
+
+        def note(connection: Connection, message: Message) -> None:
+            if isinstance(message, CallBack):
+                asked.append(message)
+            one.on_message(connection, message)
+
+        one.control.on_message = note
+        connection = await head.reach("one")
+        await ping(connection)
+        with pytest.raises(RequestFailed, match="is not there, or has ended"):
+            await head.control.request(msgspec.structs.replace(asked[0], rid=0, endpoint=""))
+        await ping(connection)
+        assert len(asked) == 2
+        assert len(one.accepted) == 1
+        connection.close()
 
     run(test)

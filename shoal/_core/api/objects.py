@@ -83,13 +83,15 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
 def wait(
     ray_waitables: list[W], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True
 ) -> tuple[list[W], list[W]]:
-    """Wait until ``num_returns`` of the references are ready (their task has ended, well or not) or the time is over.
+    """Wait until ``num_returns`` of the references are ready or the time is over.
+
+    One is ready when its task has ended, well or not, and its value, if it is large, has been brought to this node.
 
     Args:
         ray_waitables: a list of unique ObjectRefs or ObjectRefGenerators; a generator is ready when its next item, or its end, is there.
         timeout: seconds; None waits for ever.
-        fetch_local: also begin to bring the values of what is ready to this node, behind what others wait for. A later ``get`` finds them
-            here, or on their way; ``wait`` itself does not wait for that.
+        fetch_local: False: a value need not be here to be ready, and is not brought here. True: what has begun to come goes on coming when
+            the time is over, so that a later call finds it; a value for which this node has no room is ready where it is.
 
     Returns:
         (ready, rest), both in input order; ``ready`` has at most ``num_returns`` entries.

@@ -83,7 +83,7 @@ class AdoptedObjects:
         connection.send(Ack(message.rid))
 
     def inherit(self, message: AdoptObjects) -> None:
-        """The agent of a node that leaves promises what it owns."""
+        """Take over from the agent of a node that leaves, for the time when it has."""
         self.state.inherit(message.objects, message.testator, self._borrowers_of(message), self._loop.time())
 
     def _borrowers_of(self, message: AdoptObjects) -> set[bytes]:
@@ -139,7 +139,7 @@ class AdoptedObjects:
 
     def go_on(self, object_ids: Iterable[bytes]) -> None:
         for object_id in object_ids:
-            self._serve_late_words(object_id)
+            self._serve_all(self._late.pop(object_id))
 
     def testator_ended(self, node_id: bytes, *, is_heir: bool) -> None:
         """The node, which may have promised something to this one, has left or died."""
@@ -237,17 +237,17 @@ class AdoptedObjects:
                 break
         if not self.state.found(adopted, found) and found:  # freed meanwhile
             self._free_stored(found, [object_id])
-        self._serve_late_words(object_id)
+        self._serve_all(self._late.pop(object_id))
 
     async def _serve_late(self, object_id: bytes) -> None:
         for _ in range(max(1, round(self._grace_s / LOOK_S))):
             await asyncio.sleep(LOOK_S)
             if not self._may_be_adopted(object_id):
                 break
-        self._serve_late_words(object_id)
+        self._serve_all(self._late.pop(object_id))
 
-    def _serve_late_words(self, object_id: bytes) -> None:
-        for connection, message in self._late.pop(object_id):
+    def _serve_all(self, messages: list[tuple[Peer, Any]]) -> None:
+        for connection, message in messages:
             if not connection.closed:  # or what it registers would never be given back
                 self._serve(connection, message)
 

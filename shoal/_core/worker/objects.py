@@ -66,6 +66,11 @@ class Objects:
         self.core = core
         self.own = Ownership(core.me, self)
         self.copies = Copies()
+        #: Stored values of other nodes that have been brought to this one (it may have given them up since), or that it has no room for;
+        #: and where they lay then. Any thread may look.
+        self.brought: dict[bytes, Stored] = {}
+        #: Those that are under way.
+        self._bringing: set[Entry] = set()
         #: Operations of blocked user threads.
         self.operations: list[Operation] = []
         self._completed: deque[Entry] = deque()
@@ -104,6 +109,7 @@ class Objects:
 
     def released(self, entry: Entry) -> None:
         self._unregistered.pop(entry.object_id, None)
+        self.brought.pop(entry.object_id, None)
         if entry.kind == FAILED and not entry.seen and not isinstance(entry, BorrowedEntry):
             self.core.unread_error(entry)
         self.core.entry_released(entry)
@@ -267,6 +273,8 @@ class Objects:
     def complete(self, entry: Entry, kind: int, data: object, inner: list[Entry] | None = None) -> None:
         """Set an object's value and tell everybody who waits. Iterative: a chain of 10,000 tasks may fail in one go."""
         waiters, entry.waiters = entry.waiters, None
+        if self.brought:
+            self.brought.pop(entry.object_id, None)
         self.own.complete(entry, kind, data, inner)
         if entry.kind == STORED and entry.owner is None and entry.data.node_id not in self._homes:
             self._found_home(entry)
@@ -428,11 +436,14 @@ class Objects:
         self.operations.append(operation)
         for object_id in operation.object_ids:
             entry = self.own.lookup(object_id, None)
-            if entry.kind >= 0:
-                operation.missing -= 1
-            else:
+            if entry.kind < 0:
                 operation.pending.add(entry)
                 self.need(entry)
+            elif operation.fetch and self.is_elsewhere(entry):
+                operation.pending.add(entry)
+                self._bring(entry)
+            else:
+                operation.missing -= 1
         if operation.missing <= 0:
             operation.fire()
         self.core.flush()
@@ -450,9 +461,13 @@ class Objects:
             operation.places.clear()
 
     def _note(self, operation: Operation, entry: Entry) -> None:
-        if not isinstance(operation, GetOperation):
-            operation.note(entry)
-        elif entry in operation.pending:
+        if isinstance(operation, WaitOperation):
+            if operation.fetch and self.is_elsewhere(entry):
+                if entry in operation.pending:
+                    self._bring(entry)
+            else:
+                operation.note(entry)
+        elif isinstance(operation, GetOperation) and entry in operation.pending:
             if entry.kind != STORED:
                 operation.arrived(entry)
             if entry not in operation.unfinished:
@@ -488,6 +503,7 @@ class Objects:
         then: Callable[[Entry, Any], None],
         refused: Callable[[bytes], None],
         lost: Callable[[Entry], None] | None = None,
+        urgency: int = 0,
     ) -> asyncio.Future[Any]:
         """Make stored values readable here, then call ``then(entry, place)`` for each. Cancel the future to give up.
 
@@ -521,10 +537,10 @@ class Objects:
                 if lost is not None:
                     lost(entry)
             if again:
-                self.pin(again, then, refused, lost)
+                self.pin(again, then, refused, lost, urgency)
             self.core.flush()
 
-        future = self.core.store.pin([entry.object_id for entry in entries], told)
+        future = self.core.store.pin([entry.object_id for entry in entries], told, urgency)
         future.add_done_callback(pinned)
         return future
 
@@ -533,19 +549,33 @@ class Objects:
         if entry.kind == STORED and not isinstance(entry, BorrowedEntry):
             self.copies.told(entry.object_id, entry.data.node_id, node_id)
 
-    def prefetch(self, object_ids: list[bytes]) -> None:
-        """Have the values that lie on other nodes brought to this one, which keeps them for as long as it has room. Nobody waits for it."""
-        here = self.core.me.node_id
-        entries = [self.own.entries.get(object_id) for object_id in object_ids]
-        stored = [entry for entry in entries if entry is not None and entry.kind == STORED and entry.data.node_id != here]
-        for entry in stored:
-            future = self.core.store.pin([entry.object_id], [entry.data], AHEAD)
-            future.add_done_callback(partial(self._prefetched, entry.object_id))
+    def is_elsewhere(self, entry: Entry) -> bool:
+        """Whether it is a stored value that has not been brought to this node yet. Any thread."""
+        stored = entry.data
+        return (
+            isinstance(stored, Stored) and stored.node_id != self.core.me.node_id and self.brought.get(entry.object_id) != stored
+        )  # fmt: skip
 
-    def _prefetched(self, object_id: bytes, done: asyncio.Future[Any]) -> None:
-        # Whoever reads it will hear what is wrong with it.
-        if not done.cancelled() and done.exception() is None and done.result()[0] is not None:
-            self.core.store.unpin(object_id)
+    def _bring(self, entry: Entry) -> None:
+        """Have a stored value brought to this node, which keeps it for as long as it has room, and tell those who wait for that."""
+        if entry in self._bringing:
+            return
+        self._bringing.add(entry)
+
+        def ended() -> None:
+            self._bringing.discard(entry)
+            if entry.kind == STORED and self.own.entries.get(entry.object_id) is entry:
+                self.brought[entry.object_id] = entry.data
+            for operation in self.operations:
+                if isinstance(operation, WaitOperation):
+                    operation.note(entry)
+
+        def arrived(entry: Entry, _place: Any) -> None:
+            self.core.store.unpin(entry.object_id)
+            ended()
+
+        # Refused: it will not get here; whoever reads it hears why. Lost: it completes again, or has failed.
+        self.pin([entry], arrived, lambda _error: ended(), self._bringing.discard, AHEAD)
 
     # --- serving borrowers ---------------------------------------------------------------------------------
 

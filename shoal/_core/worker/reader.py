@@ -120,25 +120,15 @@ class Reader:
         )
 
     def wait(self, refs: Sequence[Any], num_returns: int, timeout_s: float | None, fetch_local: bool) -> tuple[list[Any], list[Any]]:
-        ready, rest = self._wait_ready(refs, num_returns, timeout_s)
-        if fetch_local and (elsewhere := [ref._id for ref in ready if self._is_elsewhere(ref)]):
-            self._post(self._core.objects.prefetch, elsewhere)
-        return ready, rest
-
-    def _is_elsewhere(self, ref: Any) -> bool:
-        entry = self._entries.get(ref._id) if isinstance(ref, ObjectRef) else None
-        return entry is not None and entry.kind == STORED and entry.data.node_id != self._core.me.node_id
-
-    def _wait_ready(self, refs: Sequence[Any], num_returns: int, timeout_s: float | None) -> tuple[list[Any], list[Any]]:
-        ready, rest = self._split(refs, num_returns)
+        ready, rest = self._split(refs, num_returns, fetch_local)
         if len(ready) >= num_returns:
             return ready, rest
         self._bridge.check_refs(refs, self._runtime)
         if timeout_s == 0:
-            self._nudge(refs)
-            return self._split(refs, num_returns)
+            self._nudge(refs, fetch_local)
+            return self._split(refs, num_returns, fetch_local)
         streams = [ref for ref in refs if isinstance(ref, ObjectRefGenerator)]
-        operation = WaitOperation([ref._id for ref in refs if isinstance(ref, ObjectRef)], num_returns)
+        operation = WaitOperation([ref._id for ref in refs if isinstance(ref, ObjectRef)], num_returns, fetch=fetch_local)
         self._post(self._core.objects.start_wait, operation)
         for stream in streams:
             future: Future[Any] = Future()
@@ -149,18 +139,18 @@ class Reader:
                 operation.wait(timeout_s)
         finally:
             self._end(operation)
-        return self._split(refs, num_returns)
+        return self._split(refs, num_returns, fetch_local)
 
     def _stream_ready(self, operation: WaitOperation) -> None:
         operation.missing -= 1
         if operation.missing <= 0:
             operation.fire()
 
-    def _nudge(self, refs: Sequence[Any]) -> None:
-        """``timeout=0`` on foreign references: have them fetched, so that a later call can see them ready."""
-        foreign = [ref._id for ref in refs if isinstance(ref, ObjectRef) and ref._owner is not None]
-        if foreign:
-            operation = WaitOperation(foreign, len(foreign))
+    def _nudge(self, refs: Sequence[Any], fetch_local: bool) -> None:
+        """``timeout=0`` on references or values of elsewhere: have them fetched, so that a later call can see them ready."""
+        far = [ref._id for ref in refs if isinstance(ref, ObjectRef) and (ref._owner is not None or self._lies_elsewhere(ref, fetch_local))]
+        if far:
+            operation = WaitOperation(far, len(far), fetch=fetch_local)
             self._post(self._core.objects.start_wait, operation)
             operation.wait(0.02)
             self._end(operation)
@@ -169,16 +159,20 @@ class Reader:
         if not operation.fired:
             self._post(self._core.objects.end_operation, operation)
 
-    def _split(self, refs: Sequence[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+    def _lies_elsewhere(self, ref: ObjectRef[Any], fetch_local: bool) -> bool:
+        entry = self._entries.get(ref._id)
+        return fetch_local and entry is not None and self._core.objects.is_elsewhere(entry)
+
+    def _split(self, refs: Sequence[Any], num_returns: int, fetch_local: bool) -> tuple[list[Any], list[Any]]:
         ready: list[Any] = []
         rest: list[Any] = []
-        entries = self._entries
+        entries, is_elsewhere = self._entries, self._core.objects.is_elsewhere
         for number, ref in enumerate(refs):
             if isinstance(ref, ObjectRefGenerator):
                 done = ref.next_ready()
             else:
                 entry = entries.get(ref._id)
-                done = entry is not None and entry.kind >= 0
+                done = entry is not None and entry.kind >= 0 and not (fetch_local and entry.kind == STORED and is_elsewhere(entry))
             if done:
                 ready.append(ref)
                 if len(ready) == num_returns:

@@ -37,10 +37,6 @@ class Operation:
             return self.lock.acquire()
         return self.lock.acquire(timeout=max(0.0, min(timeout_s, threading.TIMEOUT_MAX)))
 
-    def note(self, entry: Entry) -> None:
-        """``entry`` has completed."""
-        raise NotImplementedError
-
 
 class GetOperation(Operation):
     """All values, readable here; or the first error."""
@@ -75,17 +71,19 @@ class GetOperation(Operation):
 
 
 class WaitOperation(Operation):
-    """Any ``missing`` more of ``pending``."""
+    """Any ``missing`` more of ``pending``. ``fetch``: a stored value counts when it is here."""
 
-    __slots__ = ("missing", "object_ids", "pending")
+    __slots__ = ("fetch", "missing", "object_ids", "pending")
 
-    def __init__(self, object_ids: list[bytes], missing: int) -> None:
+    def __init__(self, object_ids: list[bytes], missing: int, *, fetch: bool = False) -> None:
         super().__init__()
+        self.fetch = fetch
         self.object_ids = object_ids
         self.missing = missing
         self.pending: set[Entry] = set()
 
     def note(self, entry: Entry) -> None:
+        """``entry`` is ready."""
         if entry in self.pending:
             self.pending.discard(entry)
             self.missing -= 1

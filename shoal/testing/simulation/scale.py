@@ -123,6 +123,7 @@ class _ToAgent:
 
     def __init__(self, wire: _Wire, deliver: Callable[[Message], None] | None) -> None:
         self.peer = "an agent"
+        self.host = ""
         self.closed = False
         self.tag: Any = None
         self.on_message: Callable[[Any, Any], None]
