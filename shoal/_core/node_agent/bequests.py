@@ -38,8 +38,10 @@ from shoal._core.wire.messages import (
     GetObject,
     Message,
     NodeRecord,
+    ObjectValue,
     OwnedObject,
     PromoteCopy,
+    RemoveBorrower,
 )
 
 log = logging.getLogger("shoal.node_agent")
@@ -141,7 +143,21 @@ class Bequests:
         except OSError as error:
             connection.fail(rid, "OwnerDiedError", f"Node {heir.hex()}, which had taken the object over, cannot be reached: {error}")
         else:
-            connection.send(msgspec.structs.replace(reply, rid=rid))
+            await self._answer(connection, heir, message, msgspec.structs.replace(reply, rid=rid))
+
+    async def _answer(self, connection: Peer, heir: bytes, message: Message, reply: Message) -> None:
+        """What is inside and the reader's own was counted under the heir's name; the reader takes the name of this agent, who sends."""
+        reader = message.borrower if isinstance(message, GetObject) else None
+        inside = reply.value.refs if isinstance(reply, ObjectValue) else []
+        own = [inner.object_id for inner in inside if reader is not None and inner.owner.worker_id == reader.worker_id]
+        try:
+            await asyncio.gather(*(connection.request(AddBorrower(0, object_id, self._me)) for object_id in own))
+        except (OSError, RequestFailed) as error:  # its counts are gone with it
+            log.debug("A reader of what another agent owns has ended: %s", error)
+            return
+        connection.send(reply)
+        for object_id in own:
+            connection.send(RemoveBorrower(object_id, Address(heir, heir, ""), 1))
 
     # --- its heir ---
 
