@@ -103,8 +103,8 @@ def test_a_node_whose_death_is_not_noticed_is_found():
         assert found(FAULTY, range(200))
 
 
-def test_owners_of_other_nodes_whose_deaths_are_not_noticed_are_found():
-    with mock.patch.object(RemoteProcesses, "watch"):
+def test_ends_of_owners_that_other_nodes_do_not_hear_of_are_found():
+    with mock.patch.object(RemoteProcesses, "ended"):
         assert "left over" in found(CALM, range(200))
 
 

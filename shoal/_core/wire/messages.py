@@ -359,7 +359,7 @@ class RequestLease(Message, tag=20):
     hops: int = 0
 
 
-class Backlog(Message, tag=173):
+class Backlog(Message, tag=176):
     """Owner to node agent: so many tasks wait for what request ``request`` asks for. Sent when the number has doubled or halved."""
 
     request: int
@@ -520,7 +520,10 @@ class ObjectsMoved(Message, tag=167):
 
 
 class WatchProcess(Message, tag=173):
-    """To the agent of a process's node: ``node_id`` has objects of it, or lends it adopted ones; send ListOwned when it has ended."""
+    """To the agent of a process's node: ``node_id`` has objects of it, or lends it adopted ones; send ListOwned there when it has ended.
+
+    Sent by that node, and by the process itself.
+    """
 
     rid: int
     process: bytes

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shoal import exceptions
+from shoal._base.ids import maker_of
 from shoal._core.serialization import error_named, serialize_system_error
 from shoal._core.transport import ConnectionLost, RequestFailed
 from shoal._core.wire.messages import (
@@ -36,6 +37,7 @@ from shoal._core.wire.messages import (
     RemoveBorrower,
     ReportLost,
     Value,
+    WatchProcess,
 )
 
 from .copies import Copies
@@ -74,6 +76,8 @@ class Objects:
         self._notifying = False
         #: Node of the primary copy -> objects of ours that nobody needs any more.
         self._freed: dict[bytes, list[bytes]] = {}
+        #: Nodes on which objects of ours lie, or lay.
+        self._homes: set[bytes] = set()
         #: Node -> objects that lie there as if it had their primary copies.
         self._leftovers: dict[bytes, list[bytes]] = {}
         #: Foreign references that appeared while a task ran and are not registered yet. See ``settle_borrows``.
@@ -271,6 +275,8 @@ class Objects:
         if self.brought:
             self.brought.pop(entry.object_id, None)
         self.own.complete(entry, kind, data, inner)
+        if entry.kind == STORED and entry.owner is None and entry.data.node_id not in self._homes:
+            self._found_home(entry)
         if self.operations:
             for operation in self.operations:
                 self._note(operation, entry)
@@ -289,6 +295,13 @@ class Objects:
                     callback(done, arg)
         finally:
             self._notifying = False
+
+    def _found_home(self, entry: Entry) -> None:
+        """An object of ours lies on a node where none did: should we die, our agent asks there. Before any other process hears of it."""
+        self._homes.add(entry.data.node_id)
+        if entry.data.node_id != self.core.me.node_id:
+            word = WatchProcess(0, self.core.me.worker_id, entry.data.node_id, maker_of(entry.object_id))
+            self.core.when_all([self.core.agent.request(word)], _nothing)
 
     def when_done(self, entry: Entry, callback: Callable[[Entry, Any], None], arg: Any) -> None:
         """Call ``callback(entry, arg)`` when the object is complete: at once if it is."""
@@ -651,6 +664,10 @@ class Objects:
         entry = self.own.entries.get(message.object_id)
         if entry is not None:
             entry.count += 1
+
+
+def _nothing() -> None:
+    """What follows does not wait for it."""
 
 
 def error_bytes(error: BaseException, entry: Entry) -> bytes:
