@@ -106,7 +106,7 @@ def test_what_finds_no_memory_goes_there_and_comes_back(url, tmp_path):
             assert statistics.spill_files < statistics.spilled_objects_total
             await until(lambda: len(files_of(remote)) == node.store.statistics().spill_files)
             assert {owner for owner, _, _ in told} == {client.address}
-            assert len(told) == statistics.spilled_objects_total
+            assert len(told) == node.store.statistics().spilled_objects_total
             for number in range(200):
                 assert await client.get(object_id(number)) == pattern(number, 150_001)
                 assert await node.store.read_bytes(object_id(number)) == pattern(number, 150_001)

@@ -35,3 +35,11 @@ def test_what_nobody_tries_any_more_is_forgotten() -> None:
     backoff.failed(b"a", 0.0)
     backoff.failed(b"b", 1000.0)
     assert list(backoff._pauses) == [b"b"]
+
+
+def test_pauses_do_not_grow_for_a_node_that_is_dead():
+    backoff, now = Backoff(), 0.0
+    for _ in range(10):
+        backoff.failed(b"n", now, known=False)
+        assert backoff.wait_s(b"n", now) < 1.01 * FIRST_S
+        now += FIRST_S

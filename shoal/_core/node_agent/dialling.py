@@ -27,6 +27,7 @@ from shoal._core.node_agent.peers import Peer
 from shoal._core.node_agent.ways import Kind, Way, Ways
 from shoal._core.transport import ConnectFailed, ConnectionLost, HandshakeTimeout, NoSuchProcess, RequestFailed
 from shoal._core.transport.addresses import TcpAddress, parse_address
+from shoal._core.transport.errors import NodeUnknown
 from shoal._core.transport.greeting import HANDSHAKE_TIMEOUT_S
 from shoal._core.transport.handover import Handover
 from shoal._core.transport.port import Route, dial, hear_answer
@@ -122,7 +123,7 @@ class Dialling:
             record = self._cluster.get(node_id)
             if record is None or not record.endpoint:
                 self._forget()
-                raise ConnectFailed(f"Node {node_id.hex()} has died, or is not known here.")
+                raise NodeUnknown(f"Node {node_id.hex()} has died, or is not known here.")
             ways = self._ways.to(record, self._cluster.nodes(), self._loop.time())
             way = next((way for way in ways if way.key not in tried), None)
             if way is None:

@@ -22,7 +22,7 @@ from shoal._core.object_store.links import FileRange, Link
 from shoal._core.object_store.pulls import Answer, Ask, GiveUp, MakeRoom, Piece, Pulls, PullStatistics, Seal, Source, Urgency
 from shoal._core.object_store.store import ObjectStore
 from shoal._core.object_store.transfer import DataSocket
-from shoal._core.transport.errors import TransportError
+from shoal._core.transport.errors import NodeUnknown, TransportError
 from shoal._core.transport.trust import Trust
 from shoal._core.wire.messages import AbortObject, Address, ObjectCreated, SealObject
 
@@ -234,7 +234,7 @@ class Pulling:
             await asyncio.sleep(self._backoff.wait_s(node_id, self._loop.time()))
             sock = await self._open_socket(node_id)
         except (OSError, TransportError) as error:
-            self._backoff.failed(node_id, self._loop.time())
+            self._backoff.failed(node_id, self._loop.time(), known=not isinstance(error, NodeUnknown))
             self._failed(source, [], str(error))
             return
         self._backoff.worked(node_id)

@@ -41,6 +41,10 @@ class HostUnreachable(ConnectFailed):
     """The machine does not answer, there is no way to it, or its name is not known."""
 
 
+class NodeUnknown(ConnectFailed):
+    """The node has died, or is so new that this one has not heard of it."""
+
+
 class NoSuchProcess(ConnectFailed):
     """A node answers, and says that the process that was meant is not there."""
 
