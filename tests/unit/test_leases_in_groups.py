@@ -198,7 +198,7 @@ def test_bundles_that_were_released_by_mistake_serve_again_when_they_are_placed_
     """A control store that was started again releases a placement that it did not know of any more, and may come to the same."""
     cluster = Cluster([b"a"])
     agent = cluster.agents[b"a"]
-    agent.release_group(GROUP)
+    agent.release_group(GROUP, removed=True)
     agent.drop_group(GROUP)
     assert isinstance(cluster.ask(b"a")[1], Refuse)
     assert agent.prepare(GROUP, {0: CPU}, 0.0)
