@@ -158,7 +158,6 @@ class Leases:
         if held is not None and held.group != group and not self.node.fits(need, held.need) and not held.group:
             return False
         if self.bundles.prepare(group, bundles):
-            self._removed.pop(group, None)  # a control store that was started again released what it did not know of, and places it anew
             if held is not None and held.request is None and held.group == group:
                 self._reservation = None
             return True
