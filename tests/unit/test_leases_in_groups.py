@@ -192,15 +192,3 @@ def test_an_actor_waits_for_tasks_however_many_there_are() -> None:
         cluster.ask(b"a", 0)
     _, end = cluster.ask(b"a", actor=True, movable=True)
     assert not isinstance(end, Refuse)
-
-
-def test_bundles_that_were_released_by_mistake_serve_again_when_they_are_placed_here_anew() -> None:
-    """A control store that was started again releases a placement that it did not know of any more, and may come to the same."""
-    cluster = Cluster([b"a"])
-    agent = cluster.agents[b"a"]
-    agent.release_group(GROUP, removed=True)
-    agent.drop_group(GROUP)
-    assert isinstance(cluster.ask(b"a")[1], Refuse)
-    assert agent.prepare(GROUP, {0: CPU}, 0.0)
-    agent.commit(GROUP)
-    assert isinstance(cluster.ask(b"a")[1], Grant)
