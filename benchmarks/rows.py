@@ -88,6 +88,17 @@ ROWS = {
     "remote_tasks_in_flight_encrypted": Row("tasks on another node, in flight, encrypted", "1/s"),
     "remote_argument_plain": Row("200 MB put, fetched by a task of another node, plain", "GB/s"),
     "remote_argument_encrypted": Row("200 MB put, fetched by a task of another node, encrypted", "GB/s"),
+    # core_idle.py
+    "idle_head_up": Row("a head, ready", "s", 5, 5, True),
+    "idle_node_joined": Row("a node, joined", "s", 5, 5, True),
+    "idle_head_memory": Row("memory of a head of two CPUs, idle (PSS)", "MiB", 5, 5, True),
+    "idle_node_memory": Row("memory of a node of two CPUs, idle (PSS)", "MiB", 4, 4, True),
+    "idle_nodes_cpu": Row("eight idle nodes: CPU of all processes per minute", "s", 0, 0, True),
+    "agents": Row("agents in four processes, on real sockets", ""),
+    "agents_joined": Row("  until each knows all others (with the start of the interpreters)", "s", smaller_is_better=True),
+    "agents_control_cpu": Row("  idle: CPU of the control store per minute", "s", smaller_is_better=True),
+    "agents_cpu": Row("  idle: CPU of each agent per minute", "ms", smaller_is_better=True),
+    "agents_control_memory": Row("  memory of the control store (PSS)", "MiB", smaller_is_better=True),
     # core_scale.py: simulated clusters of two sizes
     "scale_small_nodes": Row("simulated nodes", ""),
     "scale_small_task_cpu": Row("  CPU per task, of all its messages' senders and receivers", "us", smaller_is_better=True),
