@@ -318,10 +318,4 @@ def _cause_of_death(record: NodeRecord, reason: str) -> Cause:
 
 
 def _figures_of(nodes: Iterable[Node]) -> msgspec.Raw:
-    return msgspec.Raw(encode([(node.record.node_id, _used_of(node.record)) for node in nodes]))
-
-
-def _used_of(record: NodeRecord) -> dict[str, int]:
-    """Return the amounts that differ from the total."""
-    free = record.available
-    return {name: left for name, total in record.total.items() if (left := free.get(name, 0)) != total}
+    return msgspec.Raw(encode([node.used for node in nodes]))

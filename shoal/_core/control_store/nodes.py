@@ -45,9 +45,12 @@ class Node:
     view: NodeRecord = field(init=False)
     #: The record as it goes over the wire, with what was free when the node joined.
     encoded: msgspec.Raw = field(init=False)
+    #: Its entry in ``NodesUsed``, as it goes over the wire: made once for all who join.
+    used: msgspec.Raw = field(init=False)
 
     def __post_init__(self) -> None:
         self.encoded = msgspec.Raw(encode(self.record))
+        self.used = _used(self.record)
         self.view = msgspec.structs.replace(self.record, available=subtract(self.record.available, {}))
 
     def back(self, record: NodeRecord) -> None:
@@ -55,6 +58,7 @@ class Node:
         self.demands = []
         self.connected, self.record = True, record
         self.encoded = msgspec.Raw(encode(record))
+        self.used = _used(record)
         self.view = msgspec.structs.replace(record, available=subtract(record.available, self.promised))
 
     def report(self, available: dict[str, int], total: dict[str, int] | None) -> None:
@@ -63,6 +67,7 @@ class Node:
         if total is not None:
             self.record.total = self.view.total = total
             self.encoded = msgspec.Raw(encode(self.record))
+        self.used = _used(self.record)
         self.view.available = subtract(available, self.promised)
 
     def promise(self, need: Mapping[str, int]) -> None:
@@ -74,6 +79,7 @@ class Node:
         self.promised = subtract(self.promised, need)
         if taken:
             self.record.available = subtract(self.record.available, need)
+            self.used = _used(self.record)
         else:
             self.view.available = add(self.view.available, need)
 
@@ -256,3 +262,11 @@ class NodeTable:
             assert node.starts >= 0
             assert all(amount > 0 for amount in node.promised.values()), node.promised
             assert node.view.available == subtract(node.record.available, node.promised)
+
+
+def _used(record: NodeRecord) -> msgspec.Raw:
+    """Return (node, the amounts that differ from its total), encoded."""
+    free = record.available
+    return msgspec.Raw(
+        encode((record.node_id, {name: left for name, total in record.total.items() if (left := free.get(name, 0)) != total}))
+    )
