@@ -21,7 +21,7 @@ def standby(now=0.0):
 def leader(now=0.0):
     one = standby(now)
     assert one.tick(now) == [Look()]
-    assert one.looked(0, now) == [Campaign(7)]
+    assert one.looked(0, 7, now) == [Campaign(7)]
     assert one.campaigned(42) == [Serve(42)]
     assert one.is_current(now)
     return one
@@ -40,16 +40,25 @@ def test_a_standby_waits_while_somebody_leads_and_keeps_its_lease():
             one.renewed(True, now)
         else:
             assert question == Look()
-            assert one.looked(99, now) == []
+            assert one.looked(99, 99, now) == []
         one.check()
     assert one.state == "standby"
     assert not one.is_current(10.0)
 
 
+def test_a_candidate_lets_an_older_one_lead():
+    """Nodes may not know yet where the younger one is."""
+    one = standby()
+    one.tick(0.0)
+    assert one.looked(0, 6, 0.0) == []
+    assert one.tick(0.25) == [Look()]
+    assert one.looked(0, 7, 0.25) == [Campaign(7)]
+
+
 def test_the_slower_of_two_candidates_stands_by():
     one = standby()
     one.tick(0.0)
-    one.looked(0, 0.0)
+    one.looked(0, 7, 0.0)
     assert one.campaigned(None) == []
     assert one.state == "standby"
     assert one.tick(0.25) == [Look()]
@@ -106,7 +115,7 @@ def test_a_standby_whose_lease_has_ended_takes_part_again():
 def test_nobody_campaigns_under_a_lease_that_may_have_ended():
     one = standby()
     assert one.tick(0.5) == [Look()]
-    assert one.looked(0, 3.5) == []
+    assert one.looked(0, 7, 3.5) == []
     assert one.tick(3.5) == [Renew(7)]
 
 
@@ -117,11 +126,14 @@ class Etcd:
         self.leases = {}
         self.leader = None
         self.revision = 0
+        #: Candidate -> (revision in which it was written down, its lease).
+        self.candidates = {}
 
     def expire(self, now):
         self.leases = {lease: until for lease, until in self.leases.items() if until > now}
         if self.leader is not None and self.leader[0] not in self.leases:
             self.leader = None
+        self.candidates = {number: row for number, row in self.candidates.items() if row[1] in self.leases}
 
     def ask(self, question, number, now):
         self.expire(now)
@@ -129,13 +141,15 @@ class Etcd:
         match question:
             case Register():
                 self.leases[self.revision] = now + TTL_S
+                created, _ = self.candidates.get(number, (self.revision, 0))
+                self.candidates[number] = created, self.revision
                 return self.revision
             case Renew(lease):
                 if lease in self.leases:
                     self.leases[lease] = now + TTL_S
                 return lease in self.leases
             case Look():
-                return self.leader[0] if self.leader is not None else 0
+                return self.leader[0] if self.leader is not None else 0, min(self.candidates.values(), default=(0, 0))[1]
             case Campaign(lease):
                 if self.leader is None and lease in self.leases:
                     self.leader = (lease, self.revision)
@@ -149,7 +163,7 @@ def tell(one, question, answer, asked_at, now):
         case Renew():
             return one.renewed(answer, asked_at)
         case Look():
-            return one.looked(answer, now)
+            return one.looked(*answer, now)
         case Campaign():
             return one.campaigned(answer)
 

@@ -115,7 +115,7 @@ class Election:
                 case Renew(lease):
                     self._ask(lambda lease=lease: self._renew(lease), self._renewed)  # type: ignore[misc]
                 case Look():
-                    self._ask(lambda: self._client.range(self._keys.leader).kvs, self._looked)
+                    self._ask(self._look, self._looked)
                 case Campaign(lease):
                     self._ask(lambda lease=lease: self._campaign(lease), self._campaigned)  # type: ignore[misc]
                 case Serve(fencing):
@@ -162,9 +162,10 @@ class Election:
                 self._on_candidates(candidates)
         return self._leadership.renewed(is_there, asked_at)
 
-    def _looked(self, leader: list[Any], asked_at: float) -> list[Instruction]:
+    def _looked(self, answer: tuple[list[Any], int], asked_at: float) -> list[Instruction]:
+        leader, oldest = answer
         self.leader = leader[0].value.decode() if leader else ""
-        return self._leadership.looked(leader[0].lease if leader else 0, self._clock())
+        return self._leadership.looked(leader[0].lease if leader else 0, oldest, self._clock())
 
     def _campaigned(self, fencing: int | None, asked_at: float) -> list[Instruction]:
         return self._leadership.campaigned(fencing) + self._leadership.tick(self._clock())
@@ -184,6 +185,11 @@ class Election:
         start = self._keys.candidates
         found = self._client.range(start, end_of(start)).kvs
         return is_there, [row.key[len(start) :].decode() for row in found]
+
+    def _look(self) -> tuple[list[Any], int]:
+        candidates = self._client.range(self._keys.candidates, end_of(self._keys.candidates)).kvs
+        oldest = min(candidates, key=lambda row: row.create_revision, default=None)
+        return self._client.range(self._keys.leader).kvs, oldest.lease if oldest is not None else 0
 
     def _campaign(self, lease: int) -> int | None:
         leader = self._keys.leader

@@ -2,7 +2,7 @@
 
                                         ┌── lease ended ──┐
     outside ── Register: registered ──▶ standby ◀─────────┘         (looks every ``LOOK_S`` whether somebody leads)
-                                          │ nobody does: Campaign, won
+                                          │ nobody does, no candidate is older: Campaign, won
                                           ▼
                                         leading ── lease ended, or not renewed for its whole time, or a write was refused ──▶ over
 
@@ -33,7 +33,7 @@ class Renew:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Read who leads."""
+    """Read who leads, and who has been a candidate for the longest time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +107,14 @@ class Leadership:
             self.state = "outside"
         return []
 
-    def looked(self, leader: int, now: float) -> list[Instruction]:
-        """``leader``: the lease of who leads, 0 if nobody does. Ours, if the answer to a campaign was lost: that is asked again."""
+    def looked(self, leader: int, oldest: int, now: float) -> list[Instruction]:
+        """``leader``: the lease of who leads, 0 if nobody does. Ours, if the answer to a campaign was lost: that is asked again.
+
+        ``oldest``: the lease of the control store that has been a candidate for the longest time. Only that one campaigns: the others may
+        have started when nobody led, and nodes and drivers have not been told where they are.
+        """
         self._is_asking = False
-        if leader not in (0, self._lease) or self.state != "standby" or now >= self._until:
+        if leader not in (0, self._lease) or oldest != self._lease or self.state != "standby" or now >= self._until:
             return []
         self._is_asking = True
         return [Campaign(self._lease)]

@@ -115,6 +115,8 @@ class Service:
         self._candidate: Candidate | None = None
         self._storage: Storage | None = None
         self._store: ControlStore | None = None
+        #: Addresses of all control stores, as the election has told them: it tells a change once, perhaps before the tables are read.
+        self._candidates: list[str] = []
         self._listener: SocketListener | None = None
         #: Where it listens, or will when it leads.
         self._bound = options.listen
@@ -153,6 +155,7 @@ class Service:
             self._store = store = ControlStore(loop, storage, options.settings, membership, probe=probe)
             store.on_deposed = self._deposed
             store.load()
+            store.tell_control_stores(self._candidates)
         except TablesDamaged as error:
             raise SystemExit(_damaged(self._where(), error)) from error
         except Deposed as error:
@@ -217,6 +220,7 @@ class Service:
         self._ending.begin_anew()
 
     def _told_candidates(self, addresses: list[str]) -> None:
+        self._candidates = addresses
         if self._store is not None:
             self._store.tell_control_stores(addresses)
 
