@@ -141,7 +141,7 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize("version", ["ip4", "ip6"])
 def test_a_node_behind_a_router_and_the_head_reach_each_other(own_directory, version):
-    with cluster(Path(own_directory) / version, ["head", "one"], version) as (_, shells):
+    with cluster(Path(own_directory) / f"r-{version}", ["head", "one"], version) as (_, shells):
         for home in ("head", "one"):
             with driver_on(shells[home]) as driver:
                 prepare(driver)

@@ -123,7 +123,7 @@ class NodeService:
         assert node is not None
         if self._probe is None or not node.record.endpoint:
             self.node_died(node_id, "The connection to its node agent was lost.")
-        elif node.found:
+        elif node.is_where_it_says:
             self._begin(self._see_whether_it_lives(self._probe, node))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:

@@ -53,6 +53,12 @@ class Node:
         self.used = _used(self.record)
         self.view = msgspec.structs.replace(self.record, available=subtract(self.record.available, {}))
 
+    @property
+    def is_where_it_says(self) -> bool:
+        """Whether a refusal at its endpoint says that it has ended: it was found there, or it connects from that very address."""
+        host = self.record.endpoint.removeprefix("tcp:").rpartition(":")[0].strip("[]")
+        return self.found or (host != "" and host == self.record.seen_at)
+
     def back(self, record: NodeRecord) -> None:
         """The agent has registered again."""
         self.demands = []
