@@ -145,12 +145,19 @@ def test_the_one_node_with_room_is_found_in_a_large_cluster(count: int, free: in
     assert choose_node(Shape(b"j", (("CPU", 1),), strategy), nodes, local=local, turn=7) == Placed(nodes[free])
 
 
-@given(clusters(), needs, selectors, st.sampled_from([b"", b"node 0", b"node 2"]), st.lists(st.integers(0, 5), max_size=30))
+@given(
+    clusters(),
+    needs,
+    strategies_of_tasks,
+    selectors,
+    st.sampled_from([b"", b"node 0", b"node 2"]),
+    st.lists(st.integers(0, 5), max_size=30),
+)
 def test_a_search_that_goes_on_finds_what_a_new_one_finds_while_nodes_fill_up(
-    nodes: list[NodeRecord], need: dict[str, int], selector: dict[str, str], local: bytes, fills: list[int]
+    nodes: list[NodeRecord], need: dict[str, int], strategy: tuple[Any, ...], selector: dict[str, str], local: bytes, fills: list[int]
 ) -> None:
     """Nodes only lose room between two looks; the local one may also come free."""
-    shape = Shape(b"j", tuple(sorted(need.items())), label_selector=tuple(selector.items()))
+    shape = Shape(b"j", tuple(sorted(need.items())), strategy, label_selector=tuple(selector.items()))
     search = policy.Search()
     for fill in fills:
         assert choose_node(shape, nodes, local=local, search=search) == choose_node(shape, nodes, local=local)

@@ -117,7 +117,7 @@ def choose_node(
     if home is not None:
         return Placed(home)
     start = int.from_bytes(local[:4], "big")
-    if isinstance(strategy, strategies.NodeAffinity):  # that one is left out: these are not the nodes that the search has passed
+    if soft or isinstance(strategy, strategies.NodeAffinity):  # these are not all the nodes that the search has passed
         search = None
     found = _with_room(need, conditions + soft, nodes, start, FEW) if soft else []
     found = found or _with_room(need, conditions, nodes, start, FEW, search=search)
