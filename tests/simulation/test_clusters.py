@@ -38,12 +38,12 @@ def clean(seeds: range, mode: Mode) -> None:
     assert done == len(seeds)
 
 
-@pytest.mark.parametrize("first", range(0, 400, BLOCK))
+@pytest.mark.parametrize("first", range(0, 300, BLOCK))
 def test_clusters_run_clean(first):
     clean(range(first, first + BLOCK), CALM)
 
 
-@pytest.mark.parametrize("first", range(0, 400, BLOCK))
+@pytest.mark.parametrize("first", range(0, 300, BLOCK))
 def test_clusters_run_clean_under_faults(first):
     clean(range(first, first + BLOCK), FAULTY)
 
