@@ -37,7 +37,7 @@ from shoal._core.api.ray_context import RayContext
 from shoal._core.process.asking import ask
 from shoal._core.process.discovery import spell
 from shoal._core.process.options import ControlOptions, HeadOptions
-from shoal._core.process.start import HeadProcess, start_control_store, start_head
+from shoal._core.process.start import HeadProcess, start_first_node, start_head
 from shoal._core.transport.trust import Tokens
 from shoal._core.wire.messages import DRAIN_PREEMPTION, Ack, DrainNode, ListNodes, NodeList, NodeRecord
 
@@ -176,13 +176,15 @@ class Cluster:
             shoal._core.process.start.HeadStartError: a RuntimeError; the node did not come up, and why.
         """
         options, env_vars = self._options(node_args)
+        options.is_head = self.head_node is None
         if self._control_store is None:
             control = ControlOptions(listen=f"tcp:{options.node_ip}:0", temp_dir=options.temp_dir, settings=self._settings)
-            self._control_store = start_control_store(control, self._token)
-        options.control_address, options.is_head = self._control_address, self.head_node is None
-        if options.is_head:
-            options.control_session_dir = self._control_store.ready.session_dir
-        process = start_head(options, self._token, env_vars=env_vars)
+            self._control_store, process = start_first_node(control, options, self._token, env_vars=env_vars)
+        else:
+            options.control_address = self._control_address
+            if options.is_head:
+                options.control_session_dir = self._control_store.ready.session_dir
+            process = start_head(options, self._token, env_vars=env_vars)
         node = ClusterNode(process, head=options.is_head)
         if node.head:
             self.head_node = node

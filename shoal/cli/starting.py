@@ -43,16 +43,9 @@ def start_standby(options: ControlOptions) -> SessionRecord:
 def start_cluster(control_options: ControlOptions, node_options: HeadOptions) -> SessionRecord:
     """Start a control store and its node, both or neither; return the node's record when it serves."""
     from shoal._base.auth_token import make_token
-    from shoal._core.process.start import start_control_store, start_head
+    from shoal._core.process.start import start_first_node
 
-    token = make_token().encode()
-    control = start_control_store(control_options, token, daemon=True)
-    try:
-        node_options.control_address, node_options.control_session_dir = control.ready.control_address, control.ready.session_dir
-        node = start_head(node_options, token, daemon=True)
-    except BaseException:
-        control.stop()
-        raise
+    control, node = start_first_node(control_options, node_options, make_token().encode(), daemon=True)
     control.abandon()
     node.abandon()
     return node.session.read_record()

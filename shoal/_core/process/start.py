@@ -131,42 +131,89 @@ def restart_control_store(session_dir: str) -> HeadReady:
     return ready
 
 
+def start_first_node(
+    control: ControlOptions, node: HeadOptions, token: bytes, *, daemon: bool = False, env_vars: Mapping[str, str] | None = None
+) -> tuple[HeadProcess, HeadProcess]:
+    """Start a control store and the node beside it, both or neither; the node's interpreter comes up while the control store does.
+
+    Arguments and errors are those of ``start_head``; ``env_vars`` are the node's.
+    """
+    first = _Starting("control", "control store", control, token, daemon, {})
+    try:
+        second = _Starting("head", "node", node, token, daemon, env_vars or {})
+    except BaseException:
+        first.give_up()
+        raise
+    try:
+        store = first.finish()
+    except BaseException:
+        second.give_up()
+        raise
+    second.options.control_address, second.options.control_session_dir = store.ready.control_address, store.ready.session_dir  # type: ignore[union-attr]
+    try:
+        return store, second.finish()
+    except BaseException:
+        store.stop()
+        raise
+
+
 def _start(
     role: str, called: str, options: HeadOptions | ControlOptions, token: bytes | None, daemon: bool, env_vars: Mapping[str, str]
 ) -> HeadProcess:
-    session = sessions.create(options.temp_dir or None, token, findable=daemon)
-    options = msgspec.structs.replace(options, session_dir=str(session.path), driver_pid=0 if daemon else os.getpid())
-    if isinstance(options, ControlOptions) and not daemon:
-        me = processes.read_stat(os.getpid())
-        options.driver_started = me.start_time if me else 0
-    ours, theirs = socket.socketpair()
-    try:
-        process = _spawn(role, session, theirs, env_vars)
-    except OSError as error:
-        ours.close()
-        session.remove()
-        raise HeadStartError(f"The {called} process could not be started: {error}.") from error
-    finally:
-        theirs.close()
-    ours.settimeout(options.settings.start_timeout_s)
-    try:
-        send_frame(ours, options)
-        ready = receive_frame(ours, HeadReady)
-        if not ready.error:
-            ours.settimeout(None)
-            return HeadProcess(ready, process, ours, session)
-        problem = f"it failed:\n{text}" if "\n" in (text := ready.error.strip()) else text
-    except TimeoutError:
-        problem = f"it was not ready within {options.settings.start_timeout_s:g} s (SHOAL_START_TIMEOUT_S).\n{_tail(session)}"
-    except OSError:
-        problem = _how_it_ended(process, session)
-    except EOFError:
-        problem = _how_it_ended(process, session)
-    except BaseException:  # Ctrl-C while waiting
-        _give_up(ours, process, session)
-        raise
-    _give_up(ours, process, session)
-    raise HeadStartError(f"The {called} process (pid {process.pid}) did not start: {problem}\nIts logs are in {session.logs_dir}.")
+    return _Starting(role, called, options, token, daemon, env_vars).finish()
+
+
+class _Starting:
+    """A process that comes up and waits for its options. Raises HeadStartError, PermissionError."""
+
+    def __init__(
+        self, role: str, called: str, options: HeadOptions | ControlOptions, token: bytes | None, daemon: bool, env_vars: Mapping[str, str]
+    ) -> None:
+        self._called = called
+        self._session = session = sessions.create(options.temp_dir or None, token, findable=daemon)
+        self.options = options = msgspec.structs.replace(options, session_dir=str(session.path), driver_pid=0 if daemon else os.getpid())
+        if isinstance(options, ControlOptions) and not daemon:
+            me = processes.read_stat(os.getpid())
+            options.driver_started = me.start_time if me else 0
+        self._ours, theirs = socket.socketpair()
+        try:
+            self._process = _spawn(role, session, theirs, env_vars)
+        except OSError as error:
+            self._ours.close()
+            session.remove()
+            raise HeadStartError(f"The {called} process could not be started: {error}.") from error
+        finally:
+            theirs.close()
+
+    def finish(self) -> HeadProcess:
+        """Send the options and wait until it serves."""
+        options, ours, process, session = self.options, self._ours, self._process, self._session
+        ours.settimeout(options.settings.start_timeout_s)
+        try:
+            send_frame(ours, options)
+            ready = receive_frame(ours, HeadReady)
+            if not ready.error:
+                ours.settimeout(None)
+                return HeadProcess(ready, process, ours, session)
+            problem = f"it failed:\n{text}" if "\n" in (text := ready.error.strip()) else text
+        except TimeoutError:
+            problem = f"it was not ready within {options.settings.start_timeout_s:g} s (SHOAL_START_TIMEOUT_S).\n{_tail(session)}"
+        except (OSError, EOFError):
+            problem = _how_it_ended(process, session)
+        except BaseException:  # Ctrl-C while waiting
+            self.give_up()
+            raise
+        self.give_up()
+        raise HeadStartError(
+            f"The {self._called} process (pid {process.pid}) did not start: {problem}\nIts logs are in {session.logs_dir}."
+        )
+
+    def give_up(self) -> None:
+        """End it, and remove its session."""
+        self._process.kill()
+        _ends(self._ours, 1.0)
+        self._ours.close()
+        _bury(self._process, self._session)
 
 
 def _spawn(role: str, session: sessions.Session, theirs: socket.socket, env_vars: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -229,13 +276,6 @@ def _bury(process: subprocess.Popen[bytes], session: sessions.Session) -> None:
         while processes.kill_marked(session.name, frozenset()) and time.monotonic() < deadline:
             time.sleep(0.01)
         session.remove()
-
-
-def _give_up(ours: socket.socket, process: subprocess.Popen[bytes], session: sessions.Session) -> None:
-    process.kill()
-    _ends(ours, 1.0)
-    ours.close()
-    _bury(process, session)
 
 
 def _how_it_ended(process: subprocess.Popen[bytes], session: sessions.Session) -> str:
