@@ -94,14 +94,17 @@ def test_a_control_store_that_died_is_started_again_by_the_node_beside_it():
 
 
 @pytest.mark.parametrize(
-    ("total", "plain"),
-    [pytest.param(60, True, id="60"), pytest.param(500, False, id="500-detached", marks=[pytest.mark.soak, pytest.mark.timeout(1200)])],
+    ("total", "plain", "deaths"),
+    [
+        pytest.param(40, True, 7, id="few"),
+        pytest.param(500, False, 20, id="500-detached", marks=[pytest.mark.soak, pytest.mark.timeout(1200)]),
+    ],
 )
-def test_what_is_created_and_looked_up_while_it_dies_twenty_times_is_there_exactly_once(tmp_path, total, plain):
+def test_what_is_created_and_looked_up_while_it_dies_again_and_again_is_there_exactly_once(tmp_path, total, plain, deaths):
     with many_nodes(2, keep_control=True) as nodes:
         census = Census(total, tmp_path / "starts", plain=plain)
         killed = 0
-        for _ in range(20):
+        for _ in range(deaths):
             wait_for(lambda last=killed: nodes.control_pid not in (0, last), 60, "the next control store")
             census.wait_for_progress()
             killed = nodes.kill_control()

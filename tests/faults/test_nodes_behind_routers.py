@@ -175,7 +175,7 @@ def test_the_node_where_two_others_meet_is_killed_while_they_work(own_directory)
         assert driver("call('two', 'one', 2000)") == ([2000], 2000)
 
 
-@pytest.mark.parametrize("when", ["before", "later"])
+@pytest.mark.parametrize("when", ["before", pytest.param("later", marks=pytest.mark.soak)])
 def test_two_nodes_that_live_and_cannot_reach_each_other(own_directory, when):
     with cluster(Path(own_directory), ["head", "open", "other"]) as (network, shells), driver_on(shells["open"]) as driver:
         prepare(driver)
