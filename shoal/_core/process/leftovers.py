@@ -1,8 +1,8 @@
 """What nodes have spilled behind a URL, and who deletes it at the end of their cluster: whoever removes the cluster's session.
 
-A session of one node has one directory there. In a cluster of many a node that ends, however it ends, deletes nothing: others may need what
-it has written, and delete it when they do not (``control_store/sweeps.py``). What is left when the cluster ends goes with its tables, which
-know all nodes.
+A session of one node has one directory there. In a cluster of many a node that ends, however it ends, deletes nothing: others may
+need what it has written, and delete it when they do not (``control_store/sweep_service.py``). What is left when the cluster ends
+goes with its tables, which know all nodes.
 """
 
 from __future__ import annotations
