@@ -14,9 +14,9 @@ from shoal._core.node_agent.pool import RetireWorker, StartFailed, StartWorker, 
 class Hands:
     """Performs what the pool says, and remembers who serves which lease."""
 
-    def __init__(self, prestart: int = 0, max_starting: int = 4) -> None:
+    def __init__(self, prestart: int = 0, max_starting: int = 4, *, rests: bool = False) -> None:
         names = count()
-        self.pool = WorkerPool(prestart, max_starting, 2.0, lambda: b"w%d" % next(names))
+        self.pool = WorkerPool(prestart, max_starting, 2.0, lambda: b"w%d" % next(names), rests)
         self.starting: list[bytes] = []
         self.serving: dict[int, bytes] = {}
         self.retired: list[bytes] = []
@@ -91,6 +91,49 @@ def test_the_reserve_is_filled_at_the_start_and_after_use() -> None:
     hands.demand()
     assert hands.serving
     assert len(hands.starting) == 1
+
+
+def test_a_node_that_rests_keeps_no_reserve_until_it_is_asked() -> None:
+    hands = Hands(prestart=2, rests=True)
+    hands.perform(hands.pool.tick(100.0))
+    assert hands.starting == []
+    hands.serve()
+    assert hands.pool.statistics().fresh == 2
+
+
+def test_a_driver_fills_the_reserve_of_a_node_that_rests() -> None:
+    hands = Hands(prestart=2, rests=True)
+    hands.perform(hands.pool.wake())
+    hands.all_ready()
+    assert hands.pool.statistics().fresh == 2
+
+
+def test_the_reserve_goes_when_nothing_has_run_for_long_and_comes_back_with_work() -> None:
+    hands = Hands(prestart=2, rests=True)
+    worker = hands.serve()
+    for now in (10.0, 90.0):  # a lease that lasts
+        hands.perform(hands.pool.tick(now))
+    hands.now = 90.0
+    hands.release(worker)
+    hands.perform(hands.pool.tick(91.0))
+    hands.perform(hands.pool.tick(150.5))
+    assert hands.retired == [worker], "idle, and warm"
+    hands.perform(hands.pool.tick(151.0))
+    assert len(hands.retired) == 3
+    for ended in hands.retired:
+        hands.exit(ended)
+    assert hands.starting == []
+    assert not hands.pool.workers
+    hands.serve()
+    assert hands.pool.statistics().fresh == 2
+
+
+def test_the_reserve_of_a_node_with_a_driver_of_its_own_stays() -> None:
+    hands = Hands(prestart=2)
+    hands.all_ready()
+    for now in (1.0, 1000.0, 2000.0):
+        hands.perform(hands.pool.tick(now))
+    assert hands.pool.statistics().fresh == 2
 
 
 def test_the_reserve_waits_until_the_leases_are_served() -> None:
@@ -212,7 +255,7 @@ def test_a_closed_pool_starts_nothing() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), max_size=60))
 def test_any_history_serves_each_lease_with_a_worker_of_its_own(steps: list[tuple[int, int]]) -> None:
-    hands = Hands(prestart=1, max_starting=3)
+    hands = Hands(prestart=1, max_starting=3, rests=len(steps) % 2 == 0)
     for kind, number in steps:
         hands.now += 0.3
         live = [worker for worker in hands.pool.workers.values() if worker.state is State.LEASED]

@@ -10,6 +10,8 @@ set of GPUs (a CUDA context sees the devices of its creation), and is reused wit
 ``kill`` of the actor must not take along what the tasks of another own.
 
 As many fresh workers as the node has CPUs are kept ready; they are refilled in the background, one round after the leases that wait.
+A node of a cluster keeps this reserve from the moment when a driver or a lease comes until nothing has run for a while: two fresh workers
+and all that a template imports for them are half of the memory of a node that has nothing to do.
 """
 
 from __future__ import annotations
@@ -104,6 +106,7 @@ class WorkerPool:
         prestart: fresh workers to keep ready.
         max_starting: starts under way at once; more would only slow each other down.
         idle_worker_s: seconds until a surplus idle worker is retired.
+        rests: keep no reserve while nobody asks for workers.
         new_worker_id: source of ids (random in the server, counted in tests).
     """
 
@@ -111,6 +114,7 @@ class WorkerPool:
     max_starting: int
     idle_worker_s: float
     new_worker_id: Callable[[], bytes]
+    rests: bool = False
 
     workers: dict[bytes, Worker] = field(default_factory=dict)
     #: The same workers by state: no decision may visit all of a thousand actors.
@@ -121,9 +125,22 @@ class WorkerPool:
     _failed_starts: int = 0
     _started_total: int = 0
     _closed: bool = False
+    #: There is no reserve now: nobody has asked for a worker, or not for long.
+    _resting: bool = False
+    #: Since when nothing runs and nothing waits; None: something does.
+    _unused_since: float | None = None
+
+    def __post_init__(self) -> None:
+        self._resting = self.rests
+
+    def wake(self) -> list[Instruction]:
+        """Work will come: fill the reserve."""
+        self._resting, self._unused_since = False, None
+        return self.refill()
 
     def assign(self, demand: WorkerDemand) -> list[Instruction]:
         """Find a worker for a lease: at once if one is idle, else when one has started."""
+        self._resting, self._unused_since = False, None
         worker = self._choose(demand)
         if worker is None:
             self._waiting.append(demand)
@@ -193,7 +210,7 @@ class WorkerPool:
         return mine
 
     def tick(self, now: float) -> list[Instruction]:
-        """Retire workers that were idle for too long, longest idle first."""
+        """Retire workers that were idle for too long, longest idle first; in the end the reserve, on a node that rests."""
         idle = sorted(self._in_state[State.IDLE].values(), key=lambda one: one.idle_since)
         surplus = len(idle) - self.prestart
         out: list[Instruction] = []
@@ -203,7 +220,7 @@ class WorkerPool:
                 self._move(worker, State.ENDING)
                 surplus -= 1
                 out.append(RetireWorker(worker))
-        return out
+        return out + self._rest(now)
 
     def retire_idle(self) -> list[Instruction]:
         """The node leaves: have those end that have run something and run nothing now, in good order."""
@@ -224,7 +241,7 @@ class WorkerPool:
         starting, fresh = self._starting(), self._count(State.FRESH)
         missing = len(self._waiting) - starting
         if missing <= 0 and self._failed_starts < START_ATTEMPTS:
-            missing = len(self._waiting) + self.prestart - fresh - starting
+            missing = len(self._waiting) + (0 if self._resting else self.prestart) - fresh - starting
         number = min(missing, self.max_starting - starting)
         return [self._start() for _ in range(number)]
 
@@ -250,6 +267,21 @@ class WorkerPool:
             assert self._in_state[worker.state][worker.worker_id] is worker
             assert (worker.state not in (State.STARTING, State.FRESH)) or not worker.job_id, "a fresh worker belongs to nobody"
             assert worker.state is not State.FRESH or not self._waiting, "a lease waits beside a fresh worker"
+
+    def _rest(self, now: float) -> list[Instruction]:
+        """Give up the reserve if nothing has run for long."""
+        if not self.rests or self._resting or self._waiting or self._starting() or self._count(State.LEASED):
+            self._unused_since = None
+            return []
+        if self._unused_since is None:
+            self._unused_since = now
+        if now - self._unused_since < self.idle_worker_s * WARM_FACTOR:
+            return []
+        self._resting = True
+        fresh = list(self._in_state[State.FRESH].values())
+        for worker in fresh:
+            self._move(worker, State.ENDING)
+        return [RetireWorker(worker) for worker in fresh]
 
     def _choose(self, demand: WorkerDemand) -> Worker | None:
         """Tasks take the warmest worker of their own job, else a fresh one; actors a fresh one."""

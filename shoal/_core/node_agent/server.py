@@ -64,6 +64,7 @@ class NodeAgent:
         hooks: what the launcher, logs and head want to know.
         connect: opens connections to other processes, for references inside adopted objects.
         prestart: fresh workers to keep ready; by default one per CPU.
+        rests: keep none of them while nobody asks for workers.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class NodeAgent:
         hooks: Hooks | None = None,
         connect: Connect | None = None,
         prestart: int | None = None,
+        rests: bool = False,
         new_worker_id: Callable[[], bytes] | None = None,
     ) -> None:
         self.loop = loop
@@ -99,8 +101,9 @@ class NodeAgent:
         )
         cpus = max(1, node.total.get("CPU", 0) // UNIT)
         self.pool = WorkerPool(
-            cpus if prestart is None else prestart, 2 * cpus, settings.idle_worker_s, new_worker_id or (lambda: os.urandom(WORKER_BYTES))
-        )
+            cpus if prestart is None else prestart, 2 * cpus, settings.idle_worker_s,
+            new_worker_id or (lambda: os.urandom(WORKER_BYTES)), rests,
+        )  # fmt: skip
         self.adopted = AdoptedObjects(loop, self.address, store, settings.adoption_grace_s, connect, lambda: self._processes.keys())
         #: What agents own when their nodes leave; None: this node is alone.
         self.bequests: Bequests | None = None
@@ -371,6 +374,8 @@ class NodeAgent:
         connection.send(msgspec.structs.replace(self._welcome, rid=message.rid))
         if worker is not None:
             self._perform_pool(self.pool.registered(message.worker_id, message.pid, self.loop.time()))
+        elif not is_foreign:
+            self._perform_pool(self.pool.wake())
 
     def _on_request_lease(self, connection: Peer, message: wire.RequestLease) -> None:
         process = connection.tag

@@ -23,12 +23,24 @@ sys.modules["shoal"] = util.module_from_spec(root)
 import_module("shoal._core.process." + sys.argv[1]).main(sys.argv[2])
 """
 
+#: Its first line is what process lists show.
+_WAIT = """# shoal: template, not needed yet
+import os, select, sys
+select.select([int(sys.argv[1])], [], [])
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
 
 def command(role: str, argument: str, path: Sequence[str]) -> list[str]:
     """Return the arguments that run ``shoal._core.process.<role>.main(argument)`` in a fresh interpreter like this one."""
     if not sys.executable:
         raise RuntimeError("This interpreter does not know its own executable (sys.executable is empty), so it can start no head process.")
     return [sys.executable, *_flags(), "-P", "-c", _FIRST_LINES, role, argument, "\n".join(path)]
+
+
+def once_readable(descriptor: int, command: Sequence[str]) -> list[str]:
+    """Return the arguments of a bare interpreter that becomes ``command`` when something comes on ``descriptor``, or its end."""
+    return [sys.executable, "-I", "-S", "-c", _WAIT, str(descriptor), *command]
 
 
 def import_path() -> list[str]:

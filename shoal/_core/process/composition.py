@@ -16,13 +16,11 @@ import logging
 import socket
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from shoal._base import paths
-from shoal._base.settings import Settings
 from shoal._base.spill_place import directory_of, is_url
 from shoal._core.control_link import ControlAddresses, ControlLink, dial
-from shoal._core.control_store.server import ControlStore
-from shoal._core.control_store.storage import SqliteStorage
 from shoal._core.node_agent.dialling import Dialling
 from shoal._core.node_agent.drain_service import DrainService
 from shoal._core.node_agent.joining import Joining
@@ -37,21 +35,21 @@ from shoal._core.object_store.pulling import Pulling
 from shoal._core.object_store.remote import RemoteFiles
 from shoal._core.object_store.serving import Serving
 from shoal._core.object_store.store import ObjectStore
-from shoal._core.process.membership import Membership, change_token, join
+from shoal._core.process.membership import change_token, join
 from shoal._core.process.serving import HeadContext
-from shoal._core.process.session import Session
 from shoal._core.scheduling.labels import NODE_ID_LABEL
 from shoal._core.transport import RequestFailed
 from shoal._core.transport.addresses import announced
 from shoal._core.transport.connection import Connection, OnClose, OnMessage
 from shoal._core.transport.handover import Handover
-from shoal._core.transport.memory import MemoryNetwork, MemoryTransport
 from shoal._core.transport.preamble import data_of
 from shoal._core.transport.shared import SharedConnections
 from shoal._core.transport.sockets import SocketListener, SocketTransport
 from shoal._core.transport.switchboard import Switchboard
-from shoal._core.transport.trust import Trust
 from shoal._core.wire.messages import Address, Cause, Message, NodeRecord, ProcessExiting
+
+if TYPE_CHECKING:
+    from shoal._core.process.local_control_store import LocalControlStore
 
 log = logging.getLogger("shoal.head")
 
@@ -82,7 +80,13 @@ class HeadParts:
         self._trust = context.trust
         self._control_addresses = ControlAddresses(context.options.control_address)
         #: Ours, in a session of one node; else the cluster's is elsewhere.
-        self._control_store = None if context.options.control_address else LocalControlStore(loop, session, context.trust, settings)
+        self._control_store: LocalControlStore | None = None
+        if not context.options.control_address:
+            from shoal._core.process.local_control_store import (
+                LocalControlStore,
+            )  # with SQLite, 2 MiB that a node of a cluster does without
+
+            self._control_store = LocalControlStore(loop, session, context.trust, settings)
         place = context.options.spill_dir
         #: Where objects are spilled, if that is not the local disk.
         self._remote = RemoteFiles(place, directory_of(context.node_id)) if is_url(place) else None
@@ -119,6 +123,7 @@ class HeadParts:
                 control_stores=self._learn_control_stores,
             ),
             connect=self._reach,
+            rests=bool(context.options.control_address),
         )
         context.launcher.on_exit = self.node_agent.worker_exited
         logs.emit = lambda lines: self.node_agent.forward_log(lines.job_id, lines)
@@ -147,7 +152,7 @@ class HeadParts:
         if self._remote is not None:
             await self._remote.check(self._loop)
         if self._control_store is not None:
-            inside = await self._control_store.start(self._transport)
+            inside = await self._control_store.start(self._transport, _no_message)
         elif not self._options.anew:  # it has its certificate from the life before
             await join(self._transport, self._options.control_address, self._options.listen, self._session.directory)
         if self._options.listen:
@@ -287,30 +292,6 @@ class HeadParts:
             if kill is not None:
                 log.warning("%s", kill.reason)
                 self.node_agent.kill_worker(kill.worker_id, Cause("oom", kill.reason))
-
-
-class LocalControlStore:
-    """The control store of a session of one node: in the head, beside the node agent, whose connection to it is memory."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, session: Session, trust: Trust, settings: Settings) -> None:
-        self._loop = loop
-        self._address = session.control_address
-        self._storage = SqliteStorage(session.directory / paths.TABLES_FILE)
-        self._store = ControlStore(loop, self._storage, settings, Membership(session, trust, None))
-        self._listener: SocketListener | None = None
-
-    async def start(self, transport: SocketTransport) -> Connection:
-        """Listen; return the node agent's connection."""
-        self._listener = await transport.listen(self._address, self._store.accept)
-        inside = MemoryNetwork(self._loop, copy=False)
-        await MemoryTransport(inside, "control store").listen("control", self._store.accept)
-        return await MemoryTransport(inside, "node agent").connect("control", _no_message)
-
-    def close(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-        self._store.close()
-        self._storage.close()
 
 
 def _no_message(connection: Connection, message: Message) -> None:

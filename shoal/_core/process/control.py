@@ -174,6 +174,7 @@ class Service:
         self._session.record(sessions.SessionRecord(part="control store", control_address=address, is_daemon=is_daemon))
         ready, self._ready = self._ready, _told
         ready(HeadReady(control_address=address, session_dir=str(self._session.path), pid=os.getpid()))
+        processes.return_free_memory()
 
     async def _open_tables(self) -> Storage:
         place = self._options.storage

@@ -70,8 +70,9 @@ class Head:
         processes.become_subreaper()
         set_title("shoal: head")
         self._record()
-        template_pid, channel = self._fork_template()
-        # After the fork: head and template import their own halves at the same time, and workers do not carry the head's.
+        # A node of a cluster may have nothing to run for long: its template costs a tenth until the first worker is asked for.
+        template_pid, channel = self._start_template([], waits=True) if self.options.control_address else self._fork_template()
+        # After a fork: head and template import their own halves at the same time, and workers do not carry the head's.
         from shoal._core.process import serving
 
         server = serving.Server(self.options, self.lifeline, self.session, self.node_id, self.plan, self.arena)
@@ -125,8 +126,8 @@ class Head:
         os.close(theirs)
         return pid, ours
 
-    def _start_template(self, workers: list[int]) -> tuple[int, int]:
-        """Start a template in a fresh interpreter: this process has a loop now, and must not be forked."""
+    def _start_template(self, workers: list[int], *, waits: bool = False) -> tuple[int, int]:
+        """Start a template in a fresh interpreter; with ``waits``, one that begins when it is asked for something, or left alone."""
         ours, theirs = _packet_pair()
         argument = msgspec.json.encode(self._template_options(theirs, workers)).decode()
         inherited = (theirs, self.arena.fd, self.lifeline.fileno())
@@ -134,7 +135,10 @@ class Head:
             os.set_inheritable(descriptor, True)
         try:
             command = bootstrap.command("template", argument, sys.path)
-            pid = os.posix_spawn(command[0], command, os.environ, setsigdef=[signal.SIGCHLD, signal.SIGTERM, signal.SIGINT])
+            if waits:
+                command = bootstrap.once_readable(theirs, command)
+            defaults = [signal.SIGCHLD, signal.SIGTERM, signal.SIGINT]
+            pid = os.posix_spawn(command[0], command, os.environ, setsid=True, setsigdef=defaults)
         finally:
             for descriptor in inherited:
                 os.set_inheritable(descriptor, False)

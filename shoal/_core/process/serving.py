@@ -21,6 +21,7 @@ from functools import partial
 from importlib import import_module
 from typing import Protocol
 
+from shoal._base import processes
 from shoal._core.node_agent.launcher import TemplateLauncher
 from shoal._core.node_agent.logs import WorkerLogReader
 from shoal._core.object_store.arena import Arena
@@ -118,6 +119,7 @@ class Server:
                 keeper = ControlStoreKeeper(loop, self.options.control_session_dir)
             if not self.options.anew:  # whoever started it knows by now, and may be gone if this is a daemon
                 send_frame(self.lifeline, self._ready(template_pid, parts.endpoint))
+            processes.return_free_memory()
             loop.call_later(_SWEEP_DELAY_S, self._sweep)
             await ending.wait()
         finally:
