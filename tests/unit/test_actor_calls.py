@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shoal._core.wire.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_RESTARTING, DRAINED, ActorUpdate, Address, Cause, Shape, TaskTemplate
-from shoal._core.worker.actor_calls import ActorCalls
+from shoal._core.worker.actor_calls import BATCH, ActorCalls
 from shoal._core.worker.records import TaskRecord
 
 ACTOR = b"a" * 16
@@ -20,6 +20,7 @@ class Shell:
         self.connecting.append(address)
         calls.channel = object()
         calls.connected()
+        calls.pump()
 
     def send_calls(self, calls: ActorCalls, records: list[TaskRecord]) -> None:
         self.sent += [record.task_id for record in records]
@@ -233,3 +234,39 @@ def test_replies_of_an_actor_that_moved_and_was_then_ended_for_good_are_read():
     calls.disconnected()
     assert shell.failed == [(b"2", "ActorDiedError")]
     calls.check()
+
+
+def test_however_many_wait_a_turn_sends_a_batch():
+    for out_of_order in (False, True):
+        calls, shell = make(out_of_order=out_of_order)
+        calls.updated(alive())
+        names = [b"%06d" % number for number in range(2 * BATCH + 10)]
+        for name in names:
+            calls.submit(call(name, unready=out_of_order and name == names[3]))
+        assert calls.pump()
+        assert len(shell.sent) == BATCH
+        assert calls.pump()
+        assert not calls.pump()
+        assert shell.sent == [name for name in names if not (out_of_order and name == names[3])]
+        calls.check()
+
+
+def test_many_that_are_handed_back_in_parts_keep_their_order():
+    calls, shell = make()
+    names = [b"%06d" % number for number in range(5000)]
+    calls.updated(alive())
+    for name in names:
+        calls.submit(call(name))
+    while calls.pump():
+        pass
+    calls.submit(call(b"new"))
+    for start in range(0, 5000, 500):
+        calls.handed_back(names[start : start + 500])
+    calls.check()
+    assert [record.task_id for record in calls.waiting] == [*names, b"new"]
+    assert not calls.in_flight
+    shell.sent.clear()
+    calls.connected()
+    while calls.pump():
+        pass
+    assert shell.sent == [*names, b"new"]

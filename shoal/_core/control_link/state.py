@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from shoal._core.transport.silence import Silence
 from shoal._core.wire.messages import (
@@ -45,31 +46,27 @@ _OF_NOW = (NodeResources, ClusterChanged)
 _PEER = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """Put on the connection: as a request if it has a number, whose answer goes to ``answered``."""
 
     message: Any
     number: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(msgspec.Struct, frozen=True):
     """The request has waited for too long for a connection: tell who waits."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class HangUp:
+class HangUp(msgspec.Struct, frozen=True):
     """The other side is silent: end the connection, and ask for another."""
 
 
 Instruction = Send | GiveUp | HangUp
 
 
-@dataclass(slots=True)
-class _Kept:
+class _Kept(msgspec.Struct):
     message: Any
     is_request: bool
     since: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from shoal._core.wire.messages import ACTOR_ALIVE, ACTOR_PENDING, ActorSpec, ActorUpdate, Address, Cause
 
@@ -16,8 +16,7 @@ class NameTaken(Exception):
     """A live actor has this name in this namespace."""
 
 
-@dataclass(slots=True)
-class Actor:
+class Actor(msgspec.Struct):
     spec: ActorSpec
     state: str = ACTOR_PENDING
     incarnation: int = 0
@@ -57,8 +56,7 @@ class Actor:
         return encode(row)
 
 
-@dataclass(frozen=True, slots=True)
-class ActorStatistics:
+class ActorStatistics(msgspec.Struct, frozen=True):
     pending: int
     alive: int
     restarting: int

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -29,11 +28,10 @@ _decode = msgspec.msgpack.Decoder(Answer).decode
 _NUMBER_BYTES = 8
 
 
-@dataclass(slots=True)
-class _Client:
+class _Client(msgspec.Struct):
     #: Requests before this one are answered, and the client knows it.
     oldest: int = 0
-    answers: dict[int, bytes] = field(default_factory=dict)
+    answers: dict[int, bytes] = msgspec.field(default_factory=dict)
 
 
 class AnswerTable:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from shoal._base.settings import Settings
 from shoal._core.transport.connection import Connection
@@ -30,18 +31,17 @@ CLIENTS_PER_HISTORY = 16
 Handler = Callable[["Session", Any], None]
 
 
-@dataclass(slots=True, eq=False)
-class Session:
+class Session(msgspec.Struct, eq=False):
     """One connection and what it stands for; lives in ``connection.tag``."""
 
     connection: Connection
     #: Set by RegisterNode: the peer is a node agent.
     node_id: bytes = b""
     #: Jobs whose driver it is; they end with the connection.
-    jobs: set[bytes] = field(default_factory=set)
+    jobs: set[bytes] = msgspec.field(default_factory=set)
     #: Actors it is told about.
-    actors: set[bytes] = field(default_factory=set)
-    channels: set[str] = field(default_factory=set)
+    actors: set[bytes] = msgspec.field(default_factory=set)
+    channels: set[str] = msgspec.field(default_factory=set)
 
 
 class Core:

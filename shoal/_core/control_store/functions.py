@@ -8,15 +8,15 @@ A blob arrives once, whoever sends it first, and is found by its hash, so there 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from .instructions import Instruction
 from .rows import FUNCTION_JOBS, FUNCTIONS
 from .storage.interface import Change
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionStatistics:
+class FunctionStatistics(msgspec.Struct, frozen=True):
     functions: int
     nbytes: int
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from shoal._core.scheduling.resources import ResourceSet, total_of
 from shoal._core.wire.messages import PlacementGroupRecord
@@ -15,24 +16,23 @@ class GroupNameTaken(Exception):
     """A live group has this name in this namespace."""
 
 
-@dataclass(slots=True)
-class Group:
+class Group(msgspec.Struct):
     record: PlacementGroupRecord
     #: Node -> bundles asked for, while its answer to PrepareBundles is open.
-    preparing: dict[bytes, list[int]] = field(default_factory=dict)
+    preparing: dict[bytes, list[int]] = msgspec.field(default_factory=dict)
     #: Node -> bundles it said yes to, not committed yet.
-    prepared: dict[bytes, list[int]] = field(default_factory=dict)
+    prepared: dict[bytes, list[int]] = msgspec.field(default_factory=dict)
     #: Nodes that were told to commit and have not answered.
-    committing: dict[bytes, list[int]] = field(default_factory=dict)
+    committing: dict[bytes, list[int]] = msgspec.field(default_factory=dict)
     #: Node -> resources that it gives back; its answer to ReleaseBundles is open.
-    releasing: dict[bytes, ResourceSet] = field(default_factory=dict)
+    releasing: dict[bytes, ResourceSet] = msgspec.field(default_factory=dict)
     #: A node said no in this attempt.
     refused: bool = False
     #: ``PlacementGroupTable.changes`` when the attempt began.
     attempt_at: int = 0
     passed: int = 0
     #: Nodes that hold bundles from an attempt before a restart, and are told to give them back.
-    in_vain: set[bytes] = field(default_factory=set)
+    in_vain: set[bytes] = msgspec.field(default_factory=set)
     #: Read back with bundles to place again: a node that is not back yet may hold some from an attempt that is forgotten.
     was_interrupted: bool = False
     #: Attempts in a row that a node refused although its figures said yes.
@@ -48,8 +48,7 @@ class Group:
         return total_of(self.record.spec.bundles[index] for index in indices)
 
 
-@dataclass(frozen=True, slots=True)
-class GroupStatistics:
+class GroupStatistics(msgspec.Struct, frozen=True):
     waiting: int
     created: int
     removed: int

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from shoal._core.wire.messages import ActorUpdate, Cause
 
 from .storage.interface import Change
 
 
-@dataclass(frozen=True, slots=True)
-class PlaceActor:
+class PlaceActor(msgspec.Struct, frozen=True):
     """Find a node for the actor's next start. ``later``: a node has just refused it, so not at once."""
 
     actor_id: bytes
     later: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ForgetPlacement:
+class ForgetPlacement(msgspec.Struct, frozen=True):
     """The actor no longer waits for a node."""
 
     actor_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class StartOn:
+class StartOn(msgspec.Struct, frozen=True):
     """Ask the node agent to start this incarnation; the answer goes to ``ActorTable.started`` or ``start_failed``."""
 
     node_id: bytes
@@ -35,31 +32,27 @@ class StartOn:
     movable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class CancelStart:
+class CancelStart(msgspec.Struct, frozen=True):
     """The start in flight is not wanted any more; its answer still comes."""
 
     node_id: bytes
     actor_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class StopOn:
+class StopOn(msgspec.Struct, frozen=True):
     node_id: bytes
     actor_id: bytes
     graceful: bool
     cause: Cause
 
 
-@dataclass(frozen=True, slots=True)
-class AnnounceActor:
+class AnnounceActor(msgspec.Struct, frozen=True):
     """Tell the subscribers. The update travels along, since the actor may be forgotten by the time it is sent."""
 
     update: ActorUpdate
 
 
-@dataclass(frozen=True, slots=True)
-class ActorEnded:
+class ActorEnded(msgspec.Struct, frozen=True):
     """The actor is dead for good; whoever keeps things for it may let go."""
 
     actor_id: bytes
@@ -67,8 +60,7 @@ class ActorEnded:
     detached: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Prepare:
+class Prepare(msgspec.Struct, frozen=True):
     """Reserve bundles on one node; the answer goes to ``PlacementGroupTable.prepared``."""
 
     node_id: bytes
@@ -76,37 +68,32 @@ class Prepare:
     bundles: dict[int, dict[str, int]]
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True):
     node_id: bytes
     group_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(msgspec.Struct, frozen=True):
     """Give back all that the node holds of the group; the answer goes to ``PlacementGroupTable.released``."""
 
     node_id: bytes
     group_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class GroupSettled:
+class GroupSettled(msgspec.Struct, frozen=True):
     """The group is CREATED (``removed`` False) or gone: answer those who wait for it, and try its actors again."""
 
     group_id: bytes
     removed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class BundlesLost:
+class BundlesLost(msgspec.Struct, frozen=True):
     """Some of the group's bundles went with their node: tell those who send work there."""
 
     group_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class RemovalDone:
+class RemovalDone(msgspec.Struct, frozen=True):
     """All nodes have given their bundles back."""
 
     group_id: bytes

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -19,8 +18,7 @@ from .rows import COUNTERS, JOBS, NEXT_JOB, JobRow, decode_job, encode
 from .storage.interface import Change
 
 
-@dataclass(frozen=True, slots=True)
-class JobStatistics:
+class JobStatistics(msgspec.Struct, frozen=True):
     running: int
     kept_for_actors: int
     history: int

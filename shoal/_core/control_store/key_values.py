@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from .instructions import Instruction
 from .rows import KEY_VALUES, decode_key, encode
 from .storage.interface import Change
 
 
-@dataclass(frozen=True, slots=True)
-class KeyValueStatistics:
+class KeyValueStatistics(msgspec.Struct, frozen=True):
     keys: int
     nbytes: int
 

@@ -12,8 +12,9 @@ have ended tells nobody anything (``is_current``), and steps down for good: its 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 #: Seconds between two looks of a standby, and of everybody at its own lease.
 LOOK_S = 0.25
@@ -21,37 +22,31 @@ LOOK_S = 0.25
 State = Literal["outside", "standby", "leading", "over"]
 
 
-@dataclass(frozen=True, slots=True)
-class Register:
+class Register(msgspec.Struct, frozen=True):
     """Get a lease, and write down under it that there is this candidate."""
 
 
-@dataclass(frozen=True, slots=True)
-class Renew:
+class Renew(msgspec.Struct, frozen=True):
     lease: int
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(msgspec.Struct, frozen=True):
     """Read who leads, and who has been a candidate for the longest time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Campaign:
+class Campaign(msgspec.Struct, frozen=True):
     """Become the leader under this lease, if there is none."""
 
     lease: int
 
 
-@dataclass(frozen=True, slots=True)
-class Serve:
+class Serve(msgspec.Struct, frozen=True):
     """This control store leads. ``fencing``: higher than of all leaders before."""
 
     fencing: int
 
 
-@dataclass(frozen=True, slots=True)
-class StepDown:
+class StepDown(msgspec.Struct, frozen=True):
     why: str
 
 

@@ -16,8 +16,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from shoal._core.transport.connection import Connection
 from shoal._core.wire.messages import Failed, Message
@@ -40,10 +41,9 @@ OnReply = Callable[[Any, BaseException | None], None]
 Letter = tuple[Connection, Message, OnReply | None]
 
 
-@dataclass(slots=True)
-class _Batch:
-    changes: list[Change] = field(default_factory=list)
-    letters: list[Letter] = field(default_factory=list)
+class _Batch(msgspec.Struct):
+    changes: list[Change] = msgspec.field(default_factory=list)
+    letters: list[Letter] = msgspec.field(default_factory=list)
 
 
 class Outbox:

@@ -14,7 +14,8 @@ actor at a time is sent to a node, so that a thousand too many cost one refusal 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from shoal._core.scheduling.policy import Infeasible, Placed, Refused, Wait, choose_node, need_of
 from shoal._core.scheduling.resources import fits
@@ -26,30 +27,26 @@ from .nodes import NodeTable
 FindGroup = Callable[[bytes], PlacementGroupRecord | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(msgspec.Struct, frozen=True):
     actor_id: bytes
     node_id: bytes
     movable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Hopeless:
+class Hopeless(msgspec.Struct, frozen=True):
     """Waiting cannot help."""
 
     actor_id: bytes
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class PlacementStatistics:
+class PlacementStatistics(msgspec.Struct, frozen=True):
     waiting: int
     infeasible: int
     starting: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Start:
+class _Start(msgspec.Struct, frozen=True):
     node_id: bytes
     need: Mapping[str, int]
     shape: Shape

@@ -8,7 +8,8 @@ counts on from far beyond what the one before it can have reached, so a watcher 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+
+import msgspec
 
 from shoal._core.wire.messages import Published
 
@@ -18,16 +19,14 @@ BACKLOG = 1000
 NUMBERS_PER_START = 1 << 40
 
 
-@dataclass(frozen=True, slots=True)
-class PublicationStatistics:
+class PublicationStatistics(msgspec.Struct, frozen=True):
     published: int
     kept: int
 
 
-@dataclass(slots=True)
-class _Channel:
+class _Channel(msgspec.Struct):
     sequence: int = 0
-    backlog: deque[Published] = field(default_factory=lambda: deque(maxlen=BACKLOG))
+    backlog: deque[Published] = msgspec.field(default_factory=lambda: deque(maxlen=BACKLOG))
 
 
 class Publication:

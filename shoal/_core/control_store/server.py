@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -66,8 +65,7 @@ _NO_ROOM = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ControlStoreStatistics:
+class ControlStoreStatistics(msgspec.Struct, frozen=True):
     connections: int
     commits: int
     jobs: JobStatistics

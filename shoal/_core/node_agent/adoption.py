@@ -18,23 +18,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 
 from shoal._core.wire.messages import STORED, Address, OwnedObject, Value
 
 
-@dataclass(slots=True, eq=False)
-class AdoptedObject:
+class AdoptedObject(msgspec.Struct, eq=False):
     object_id: bytes
     value: Value
     #: Registrations by worker id.
-    counts: dict[bytes, int] = field(default_factory=dict)
+    counts: dict[bytes, int] = msgspec.field(default_factory=dict)
     #: Borrowers whose count is the dead owner's word; their own first word is still to come.
-    inherited: set[bytes] = field(default_factory=set)
+    inherited: set[bytes] = msgspec.field(default_factory=set)
     #: Where borrowers are, as far as they have said it.
-    addresses: dict[bytes, Address] = field(default_factory=dict)
+    addresses: dict[bytes, Address] = msgspec.field(default_factory=dict)
     #: Until then it lives without borrowers.
     grace_until: float = 0.0
     forever: bool = False

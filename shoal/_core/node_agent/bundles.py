@@ -10,13 +10,13 @@ A lease names a bundle by index, or -1 for any bundle of the group that has room
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from shoal._core.scheduling.resources import Allocation, Capacity
 
 
-@dataclass(slots=True)
-class Bundle:
+class Bundle(msgspec.Struct):
     group: bytes
     index: int
     #: What the bundle took from the node; freed when the bundle is dropped.

@@ -18,8 +18,9 @@ Must not know: clocks, connections, the store. ``step`` is called again and agai
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
+
+import msgspec
 
 from shoal._core.wire.messages import DRAIN_IDLE
 
@@ -33,8 +34,7 @@ END_S = 2.0
 SPREAD_S = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(msgspec.Struct, frozen=True):
     """What is on the node now."""
 
     tasks: int = 0
@@ -47,7 +47,7 @@ class Load:
     #: Objects that the agent owns in the place of processes that have ended, and that others hold.
     owned: int = 0
     #: Objects whose primary copy is here, and the nodes of their owners. Those of dead nodes' owners are nobody's.
-    objects: Mapping[bytes, bytes] = field(default_factory=dict)
+    objects: Mapping[bytes, bytes] = msgspec.field(default_factory=dict)
 
     def describe(self) -> str:
         """Return what it is busy with; "" if it is idle."""
@@ -58,28 +58,24 @@ class Load:
         return ", ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count)
 
 
-@dataclass(frozen=True, slots=True)
-class CopyOff:
+class CopyOff(msgspec.Struct, frozen=True):
     """Ask this node to take over the primary copies; the answer goes to ``answered``."""
 
     node_id: bytes
     object_ids: list[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Bequeath:
+class Bequeath(msgspec.Struct, frozen=True):
     """Hand on what the agent owns to this node's agent, and have everybody know; the outcome goes to ``bequeathed``."""
 
     heir: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class EndWork:
+class EndWork(msgspec.Struct, frozen=True):
     """The time is over: kill what runs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Leave:
+class Leave(msgspec.Struct, frozen=True):
     """Nothing is left to wait for."""
 
 

@@ -14,7 +14,8 @@ when the answer was lost: one incarnation is started once, and its answer is the
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+
+import msgspec
 
 from shoal._core.node_agent.peers import Peer
 from shoal._core.wire.messages import ActorSpec, Address, Cause
@@ -23,8 +24,7 @@ from shoal._core.wire.messages import ActorSpec, Address, Cause
 ENDED_LIMIT = 10_000
 
 
-@dataclass(slots=True, eq=False)
-class HostedActor:
+class HostedActor(msgspec.Struct, eq=False):
     """One incarnation on this node."""
 
     #: Stands for it here, and for its lease.

@@ -14,8 +14,9 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from shoal._core.node_agent.children import Children
 from shoal._core.node_agent.fork_protocol import BATCH, HELLO, REPORT
@@ -46,8 +47,7 @@ class WorkerLogs(Protocol):
     def tail(self, worker_id: bytes, lines: int = 20) -> list[str]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class LauncherStatistics:
+class LauncherStatistics(msgspec.Struct, frozen=True):
     queued: int
     running: int
     forked_total: int

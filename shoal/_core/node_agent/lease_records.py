@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from shoal._core.node_agent.waiting import LeaseRequest
 from shoal._core.scheduling.resources import Allocation, Capacity, ResourceSet
 from shoal._core.wire.messages import Shape
 
 
-@dataclass(slots=True, eq=False)
-class Lease:
+class Lease(msgspec.Struct, eq=False):
     lease_id: int
     request: LeaseRequest
     allocation: Allocation
@@ -36,28 +35,24 @@ class Lease:
         return bool(self.request.actor_id)
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     lease: Lease
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
+class Want(msgspec.Struct, frozen=True):
     """Ask the owner for the lease back when its work is done."""
 
     lease: Lease
 
 
-@dataclass(frozen=True, slots=True)
-class TellInfeasible:
+class TellInfeasible(msgspec.Struct, frozen=True):
     """The request can never be met as things stand; it stays queued."""
 
     request: LeaseRequest
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(msgspec.Struct, frozen=True):
     """The request has left the queue unmet."""
 
     request: LeaseRequest
@@ -65,23 +60,20 @@ class Refuse:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Spill:
+class Spill(msgspec.Struct, frozen=True):
     """The request has left the queue: its owner is to ask the agent of this node."""
 
     request: LeaseRequest
     node_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class FindGroup:
+class FindGroup(msgspec.Struct, frozen=True):
     """Ask the control store where the group's bundles lie; the answer goes to ``Leases.group_changed``."""
 
     group: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Doubt:
+class Doubt(msgspec.Struct, frozen=True):
     """No known node can run it: ask the control store whether there are others, then call ``Leases.confirm``."""
 
     request: LeaseRequest
@@ -90,8 +82,7 @@ class Doubt:
 Instruction = Grant | Want | TellInfeasible | Refuse | Spill | FindGroup | Doubt
 
 
-@dataclass(slots=True)
-class Reservation:
+class Reservation(msgspec.Struct):
     """What nobody but its holder is granted for now. ``request`` is None for a placement group."""
 
     request: LeaseRequest | None

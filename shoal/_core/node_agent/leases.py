@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from shoal._core.node_agent.bundles import Bundle, Bundles
 from shoal._core.node_agent.lease_records import Grant, Instruction, Lease, Refuse, Reservation, Spill, Want
 from shoal._core.node_agent.routing import Routing
@@ -39,8 +41,7 @@ RESERVE_S = 5.0
 PAUSE_S = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseStatistics:
+class LeaseStatistics(msgspec.Struct, frozen=True):
     leases: int
     queued: int
     granted_total: int

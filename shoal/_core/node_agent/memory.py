@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from shoal._base.processes import iter_stats
 
 #: Share of the largest worker's memory from which on a worker counts as large.
@@ -27,8 +29,7 @@ _SHOWN = 5
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-@dataclass(frozen=True, slots=True)
-class MemorySample:
+class MemorySample(msgspec.Struct, frozen=True):
     used_bytes: int
     total_bytes: int
 
@@ -37,8 +38,7 @@ class MemorySample:
         return self.used_bytes / self.total_bytes if self.total_bytes else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """A worker that runs something."""
 
     worker_id: bytes
@@ -49,8 +49,7 @@ class Candidate:
     used_bytes: int = 0  # private memory of its process group
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(msgspec.Struct, frozen=True):
     worker_id: bytes
     reason: str
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import msgspec
 
 from shoal._core.wire.messages import Address, Cause, Message, ObjectRefInfo
 
@@ -63,8 +64,7 @@ class Connect(Protocol):
     async def __call__(self, address: Address, /) -> Peer: ...
 
 
-@dataclass(slots=True)
-class Hooks:
+class Hooks(msgspec.Struct):
     """What others want to know or can tell; all optional."""
 
     #: The worker's log lines are shown under this name from now on.
@@ -81,8 +81,7 @@ class Hooks:
     driver_lost: Callable[[bytes], None] | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Process:
+class Process(msgspec.Struct, eq=False):
     """A worker or driver that has registered, of this node or of another; ``number`` stands for it as owner of leases."""
 
     number: int
@@ -103,17 +102,15 @@ class Process:
     name: str = ""
 
 
-@dataclass(slots=True, eq=False)
-class Departure:
+class Departure(msgspec.Struct, eq=False):
     """What is known about a worker that is about to end, until it has."""
 
     cause: Cause | None = None
     #: (owner number, lease id) of those who gave up on the worker and wait to hear why it ended.
-    mourners: list[tuple[int, int]] = field(default_factory=list)
+    mourners: list[tuple[int, int]] = msgspec.field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class LeasedWorker:
+class LeasedWorker(msgspec.Struct, frozen=True):
     """A busy worker as the memory monitor sees it."""
 
     worker_id: bytes

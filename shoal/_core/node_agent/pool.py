@@ -21,6 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+import msgspec
+
 #: Idle workers of a live job, up to the number of CPUs, stay this many times ``idle_worker_s``: what they imported is worth more than
 #: their memory.
 WARM_FACTOR = 30
@@ -36,8 +38,7 @@ class State(Enum):
     ENDING = "ending"
 
 
-@dataclass(slots=True, eq=False)
-class Worker:
+class Worker(msgspec.Struct, eq=False):
     worker_id: bytes
     state: State = State.STARTING
     pid: int = 0
@@ -49,8 +50,7 @@ class Worker:
     idle_since: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerDemand:
+class WorkerDemand(msgspec.Struct, frozen=True):
     """What a lease asks of its worker."""
 
     lease_id: int
@@ -60,26 +60,22 @@ class WorkerDemand:
     dedicated: bool = False  # an actor
 
 
-@dataclass(frozen=True, slots=True)
-class StartWorker:
+class StartWorker(msgspec.Struct, frozen=True):
     worker_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class UseWorker:
+class UseWorker(msgspec.Struct, frozen=True):
     lease_id: int
     worker: Worker
 
 
-@dataclass(frozen=True, slots=True)
-class RetireWorker:
+class RetireWorker(msgspec.Struct, frozen=True):
     """Ask the worker to leave in good order."""
 
     worker: Worker
 
 
-@dataclass(frozen=True, slots=True)
-class StartFailed:
+class StartFailed(msgspec.Struct, frozen=True):
     """No worker could be started for this lease."""
 
     lease_id: int
@@ -88,8 +84,7 @@ class StartFailed:
 Instruction = StartWorker | UseWorker | RetireWorker | StartFailed
 
 
-@dataclass(frozen=True, slots=True)
-class PoolStatistics:
+class PoolStatistics(msgspec.Struct, frozen=True):
     starting: int
     fresh: int
     idle: int

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+
+import msgspec
 
 from shoal._core.scheduling.policy import need_of
 from shoal._core.scheduling.resources import ResourceSet
 from shoal._core.wire.messages import Shape
 
 
-@dataclass(slots=True, eq=False)
-class LeaseRequest:
+class LeaseRequest(msgspec.Struct, eq=False):
     """One wish for one lease. ``owner`` is the number of the connection that asked, ``rid`` its request number."""
 
     owner: int
@@ -35,8 +35,8 @@ class LeaseRequest:
     #: Tasks that wait at the owner for leases of this shape, by its last word: more than it has asked for.
     backlog: int = 1
     #: What must be free for the grant, and what is held afterwards.
-    need: ResourceSet = field(init=False)
-    hold: ResourceSet = field(init=False)
+    need: ResourceSet = {}
+    hold: ResourceSet = {}
     #: Order of arrival; given by the queue.
     sequence: int = 0
     #: Grants made to later requests, of resources that this one lacked.

@@ -14,8 +14,9 @@ Pure: keys are opaque, nobody is called back, time does not exist here.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+import msgspec
 
 from shoal._core.object_store.allocation import Allocator, round_up
 from shoal._core.object_store.eviction import EvictionPolicy
@@ -26,8 +27,7 @@ K = TypeVar("K", bound=Hashable)
 _PARALLEL_SPILLS = 2
 
 
-@dataclass(eq=False, slots=True)
-class RoomRequest(Generic[K]):
+class RoomRequest(msgspec.Struct, Generic[K], eq=False):
     """Somebody wants ``nbytes`` for ``key``. ``patient``: it waits for readers to leave; otherwise it is Blocked and withdrawn."""
 
     key: K
@@ -35,33 +35,28 @@ class RoomRequest(Generic[K]):
     patient: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Granted(Generic[K]):
+class Granted(msgspec.Struct, Generic[K], frozen=True):
     request: RoomRequest[K]
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped(Generic[K]):
+class Dropped(msgspec.Struct, Generic[K], frozen=True):
     """The range of this clean copy has been taken for another object."""
 
     key: K
 
 
-@dataclass(frozen=True, slots=True)
-class Spill(Generic[K]):
+class Spill(msgspec.Struct, Generic[K], frozen=True):
     """Write these to one disk file; then report ``spilled`` or ``not_spilled``."""
 
     keys: list[K]
 
 
-@dataclass(frozen=True, slots=True)
-class Blocked(Generic[K]):
+class Blocked(msgspec.Struct, Generic[K], frozen=True):
     request: RoomRequest[K]
 
 
-@dataclass(frozen=True, slots=True)
-class AdmissionStatistics:
+class AdmissionStatistics(msgspec.Struct, frozen=True):
     waiting: int
     waiting_bytes: int
     spills_running: int

@@ -10,7 +10,8 @@ Sorted list and ``bisect``: O(log n) comparisons and one memmove of at most 8 by
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from dataclasses import dataclass
+
+import msgspec
 
 PAGE_BYTES = 4096
 
@@ -20,8 +21,7 @@ def round_up(nbytes: int) -> int:
     return max(-(-nbytes // PAGE_BYTES), 1) * PAGE_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class AllocatorStatistics:
+class AllocatorStatistics(msgspec.Struct, frozen=True):
     capacity_bytes: int
     used_bytes: int
     largest_free_bytes: int

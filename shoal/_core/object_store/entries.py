@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
+
+import msgspec
 
 from shoal._core.object_store.admission import RoomRequest
 from shoal._core.object_store.disk import format_bytes
@@ -22,8 +23,7 @@ class Peer(Protocol):
     def fail(self, rid: int, kind: str, message: str, detail: bytes = b"") -> None: ...
 
 
-@dataclass(eq=False, slots=True)
-class Entry:
+class Entry(msgspec.Struct, eq=False):
     """One object. Compared by identity: a task that is run again makes another entry with the same id."""
 
     object_id: bytes
@@ -41,7 +41,7 @@ class Entry:
     #: Name of a file of its own on the local disk: the object is larger than the store, or came when only readers held memory; or its slot
     #: lies where it cannot be read in place.
     own_file: str = ""
-    refs: list[ObjectRefInfo] = field(default_factory=list)
+    refs: list[ObjectRefInfo] = msgspec.field(default_factory=list)
     #: Readers, in all connections together.
     pins: int = 0
     #: Disk jobs that read or write its memory or its files.
@@ -56,7 +56,7 @@ class Entry:
     rid: int = 0
     timer: asyncio.TimerHandle | None = None
     #: Pin requests that wait for the seal, or for the restore.
-    waiters: list[tuple[PinWait, int]] = field(default_factory=list)
+    waiters: list[tuple[PinWait, int]] = msgspec.field(default_factory=list)
 
     @property
     def in_memory(self) -> bool:
@@ -79,8 +79,7 @@ class Entry:
         return f"<{'Copy' if self.is_copy else 'Entry'} {self.object_id.hex()[:16]} {self.nbytes} bytes pins={self.pins} jobs={self.jobs}>"
 
 
-@dataclass(eq=False, slots=True)
-class PinWait:
+class PinWait(msgspec.Struct, eq=False):
     """A ``PinObjects`` that cannot be answered yet."""
 
     peer: Peer
@@ -89,21 +88,20 @@ class PinWait:
     paths: list[str]
     missing: int = 0
     #: Entries among whose ``waiters`` it is, once for each time.
-    waits_for: list[Entry] = field(default_factory=list)
+    waits_for: list[Entry] = msgspec.field(default_factory=list)
     #: (index, kind, message): see ObjectsPinned.
-    refused: list[tuple[int, str, str]] = field(default_factory=list)
+    refused: list[tuple[int, str, str]] = msgspec.field(default_factory=list)
 
 
-@dataclass(eq=False, slots=True)
-class Session:
+class Session(msgspec.Struct, eq=False):
     """What one connection holds."""
 
     #: Object id -> the entries it reads; more than one only if the object was made again meanwhile.
-    pins: dict[bytes, list[Entry]] = field(default_factory=dict)
+    pins: dict[bytes, list[Entry]] = msgspec.field(default_factory=dict)
     #: Unanswered requests by their numbers.
-    waits: dict[int, PinWait] = field(default_factory=dict)
+    waits: dict[int, PinWait] = msgspec.field(default_factory=dict)
     #: What it writes now, also entries that another writer has replaced.
-    creating: dict[bytes, Entry] = field(default_factory=dict)
+    creating: dict[bytes, Entry] = msgspec.field(default_factory=dict)
 
 
 class StoredObject(NamedTuple):
@@ -114,8 +112,7 @@ class StoredObject(NamedTuple):
     refs: list[ObjectRefInfo]
 
 
-@dataclass(frozen=True, slots=True)
-class StoreStatistics:
+class StoreStatistics(msgspec.Struct, frozen=True):
     capacity_bytes: int
     used_bytes: int
     pinned_bytes: int

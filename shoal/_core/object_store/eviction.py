@@ -16,15 +16,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
+
+import msgspec
 
 K = TypeVar("K", bound=Hashable)
 State = Literal["dirty", "cleaning", "clean"]
 
 
-@dataclass(frozen=True, slots=True)
-class EvictionStatistics:
+class EvictionStatistics(msgspec.Struct, frozen=True):
     dirty_objects: int
     dirty_bytes: int
     cleaning_objects: int

@@ -11,9 +11,10 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+import msgspec
 
 from shoal._core.object_store.arena import Arena
 from shoal._core.object_store.backoff import Backoff
@@ -40,8 +41,7 @@ _JOIN_S = 1.0
 OnStream = Callable[[Place | None, Callable[[], None]], None]
 
 
-@dataclass(eq=False, slots=True)
-class _Incoming:
+class _Incoming(msgspec.Struct, eq=False):
     """An object that is being fetched."""
 
     object_id: bytes
@@ -55,7 +55,7 @@ class _Incoming:
     #: Uploads that read from it.
     streams: int = 0
     #: Uploads that wait until so many bytes are here.
-    waiting: list[tuple[int, OnStream]] = field(default_factory=list)
+    waiting: list[tuple[int, OnStream]] = msgspec.field(default_factory=list)
     #: It is sealed, and who reads from it has it pinned.
     sealed: bool = False
     #: It has ended otherwise; its memory goes with the last upload that reads from it.

@@ -15,9 +15,10 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import NamedTuple
+
+import msgspec
 
 #: A large object is asked for in pieces of this size: 2 ms of a fast network, after which something more urgent can come first.
 CHUNK_BYTES = 4 << 20
@@ -71,26 +72,22 @@ class Answer(NamedTuple):
     node_id: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class MakeRoom:
+class MakeRoom(msgspec.Struct, frozen=True):
     object_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """Ask the source for this batch; then report ``answered`` or ``failed``, batch after batch in this order."""
 
     source: Source
     pieces: list[Piece]
 
 
-@dataclass(frozen=True, slots=True)
-class Seal:
+class Seal(msgspec.Struct, frozen=True):
     object_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(msgspec.Struct, frozen=True):
     """Nothing of it is under way any more. ``reason``: why it is lost; "": nobody wants it."""
 
     object_id: bytes
@@ -106,8 +103,7 @@ class _State(enum.Enum):
     FETCHING = enum.auto()
 
 
-@dataclass(eq=False, slots=True)
-class _Pull:
+class _Pull(msgspec.Struct, eq=False):
     object_id: bytes
     nbytes: int
     primary: bytes
@@ -138,8 +134,7 @@ class _Pull:
         return self.asked < self.nbytes
 
 
-@dataclass(frozen=True, slots=True)
-class PullStatistics:
+class PullStatistics(msgspec.Struct, frozen=True):
     waiting: int
     under_way: int
     under_way_bytes: int

@@ -13,8 +13,9 @@ Pure: paths are names here; ``disk.py`` and ``remote.py`` touch the files.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from shoal._core.object_store.allocation import round_up
 
@@ -29,8 +30,7 @@ class Slot(NamedTuple):
     nbytes: int
 
 
-@dataclass(slots=True)
-class _File:
+class _File(msgspec.Struct):
     objects: int
     live_bytes: int
     total_bytes: int
@@ -38,8 +38,7 @@ class _File:
     ours: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class SpillStatistics:
+class SpillStatistics(msgspec.Struct, frozen=True):
     files: int
     objects: int
     live_bytes: int

@@ -13,7 +13,7 @@ Pure. One node's; it knows only of objects that others have asked of this node.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 #: Streams of one object from one node at a time.
 FAN_OUT = 2
@@ -21,16 +21,15 @@ FAN_OUT = 2
 RELAYED_BYTES = 8 << 20
 
 
-@dataclass(slots=True)
-class _Upload:
+class _Upload(msgspec.Struct):
     #: Being served from here.
-    active: set[bytes] = field(default_factory=set)
+    active: set[bytes] = msgspec.field(default_factory=set)
     #: Everybody who has asked, the first first -> from whom it gets the object; b"": from here.
-    above: dict[bytes, bytes] = field(default_factory=dict)
+    above: dict[bytes, bytes] = msgspec.field(default_factory=dict)
     #: How many were sent there.
-    below: dict[bytes, int] = field(default_factory=dict)
+    below: dict[bytes, int] = msgspec.field(default_factory=dict)
     #: Of no use as relays.
-    useless: set[bytes] = field(default_factory=set)
+    useless: set[bytes] = msgspec.field(default_factory=set)
 
 
 class Uploads:

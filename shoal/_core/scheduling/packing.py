@@ -14,10 +14,11 @@ Devices count by amount here: half of each of two GPUs looks like one. The node 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
 from itertools import groupby, islice
 from typing import Any
+
+import msgspec
 
 from shoal._core.scheduling import labels
 from shoal._core.scheduling.policy import explain_infeasible
@@ -88,8 +89,7 @@ def explain_unplaceable(bundles: Bundles, strategy: str, nodes: Sequence[NodeRec
     return "The bundles do not fit into the cluster together. Ask for less, or add a node."
 
 
-@dataclass(frozen=True, slots=True)
-class _Wish:
+class _Wish(msgspec.Struct, frozen=True):
     """One bundle to be placed."""
 
     index: int

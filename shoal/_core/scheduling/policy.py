@@ -12,7 +12,6 @@ lie comes first, if it has room.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -28,25 +27,21 @@ FEW = 8
 _OPTION = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(msgspec.Struct, frozen=True):
     node: NodeRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """``candidates``: the nodes that could run it when they are less busy."""
 
     candidates: list[NodeRecord]
 
 
-@dataclass(frozen=True, slots=True)
-class Infeasible:
+class Infeasible(msgspec.Struct, frozen=True):
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     message: str
 
 
@@ -58,8 +53,7 @@ def need_of(shape: Shape) -> ResourceSet:
     return dict(shape.resources if shape.placement_resources is None else shape.placement_resources)
 
 
-@dataclass(slots=True)
-class Search:
+class Search(msgspec.Struct):
     """How far the look for room for one shape has come in its round of the nodes.
 
     Good as long as no node but the local one comes free, and none joins or dies: in a burst each request goes on where the one before has
@@ -67,7 +61,7 @@ class Search:
     """
 
     #: Places in the round that had room, the first ones.
-    found: list[int] = field(default_factory=list)
+    found: list[int] = msgspec.field(default_factory=list)
     #: Places that were looked at.
     looked: int = 0
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
+
+import msgspec
 
 #: One unit of a resource. All amounts inside the runtime are multiples of 1 / UNIT.
 UNIT = 10_000
@@ -102,12 +103,11 @@ def lacking(need: Mapping[str, int], free: Mapping[str, int]) -> ResourceSet:
     return {name: amount - free.get(name, 0) for name, amount in need.items() if amount and free.get(name, 0) < amount}
 
 
-@dataclass(slots=True)
-class Allocation:
+class Allocation(msgspec.Struct):
     """What one holder took: amounts by name, and for devices the share of each index."""
 
     amounts: ResourceSet
-    devices: dict[str, dict[int, int]] = field(default_factory=dict)
+    devices: dict[str, dict[int, int]] = msgspec.field(default_factory=dict)
 
     def ids(self) -> dict[str, list[int]]:
         """Return the indices of the devices by resource name, as they stand in ``LeaseGranted.resource_ids``."""

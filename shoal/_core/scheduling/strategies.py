@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -27,22 +26,19 @@ DEFAULT: Strategy = ()
 SPREAD: Strategy = ("SPREAD",)
 
 
-@dataclass(frozen=True, slots=True)
-class NodeAffinity:
+class NodeAffinity(msgspec.Struct, frozen=True):
     node_id: bytes
     soft: bool
     may_leave: bool = False
     must_run_now: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class NodeLabels:
+class NodeLabels(msgspec.Struct, frozen=True):
     hard: Selector
     soft: Selector
 
 
-@dataclass(frozen=True, slots=True)
-class Fallback:
+class Fallback(msgspec.Struct, frozen=True):
     first: Strategy
     selectors: tuple[Selector, ...]
 

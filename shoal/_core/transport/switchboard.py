@@ -113,6 +113,8 @@ class Switchboard:
         if self._thread is not None:
             os.eventfd_write(self._wake, 1)
             self._thread.join(_JOIN_S)
+            if not self._thread.is_alive():  # which sees the flag perhaps before it is woken: only here can nobody write any more
+                os.close(self._wake)
             self._thread = None
 
     # --- in the thread ---
@@ -151,7 +153,6 @@ class Switchboard:
             _end(pair, {})
         self._new.clear()
         self._pairs = 0
-        os.close(self._wake)
 
     def _move(self, pair: _Pair, room: memoryview) -> bool:
         try:

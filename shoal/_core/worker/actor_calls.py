@@ -21,6 +21,9 @@ from shoal._core.wire.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, AC
 
 from .records import PUSHED, QUEUED, TaskRecord
 
+#: Calls that are sent in one turn of the loop, some 10 ms of them: however many wait, the loop reads its sockets in between.
+BATCH = 1000
+
 
 class CallLimit:
     """``max_pending_calls`` of one actor in this process: each side of the inbox writes a number of its own."""
@@ -113,21 +116,16 @@ class ActorCalls:
         self._returned -= index < self._returned
         return True
 
-    def pump(self) -> None:
-        """Send what may be sent."""
+    def pump(self) -> bool:
+        """Send what may be sent, up to ``BATCH`` calls; return whether to come back for more."""
         if not self.connected_now or not self.waiting:
-            return
+            return False
         batch: list[TaskRecord] = []
-        if self.out_of_order:
-            ready = [record for record in self.waiting if not record.unready]
-            if len(ready) == len(self.waiting):
-                batch, self.waiting = ready, deque()
-            elif ready:
-                batch = ready
-                self.waiting = deque(record for record in self.waiting if record.unready)
-        else:
-            while self.waiting and not self.waiting[0].unready:
-                batch.append(self.waiting.popleft())
+        passed_over: list[TaskRecord] = []
+        while self.waiting and len(batch) < BATCH and (self.out_of_order or not self.waiting[0].unready):
+            record = self.waiting.popleft()
+            (passed_over if record.unready else batch).append(record)
+        self.waiting.extendleft(reversed(passed_over))
         for record in batch:
             record.state = PUSHED
             self.in_flight[record.task_id] = record
@@ -135,6 +133,7 @@ class ActorCalls:
                 record.node_id = self.address.node_id
         if batch:
             self.effects.send_calls(self, batch)
+        return len(batch) == BATCH
 
     def finished(self, task_id: bytes) -> TaskRecord | None:
         return self.in_flight.pop(task_id, None)
@@ -142,23 +141,23 @@ class ActorCalls:
     def handed_back(self, task_ids: list[bytes]) -> None:
         """The incarnation leaves, and has not started these: they wait for the next one, before what was not sent yet."""
         self.connected_now = False
-        for task_id in task_ids:
-            record = self.in_flight.pop(task_id, None)
-            if record is None:
-                record = next((one for one in self.limbo if one.task_id == task_id), None)
-                if record is None:
-                    continue
-                self.limbo.remove(record)
+        limbo = {record.task_id: record for record in self.limbo}
+        found = [self.in_flight.pop(task_id, None) or limbo.pop(task_id, None) for task_id in task_ids]
+        returned = [record for record in found if record is not None]
+        for record in returned:
             record.state = QUEUED
-            self.waiting.insert(self._returned, record)
-            self._returned += 1
+        self.limbo = list(limbo.values())
+        self.waiting.rotate(-self._returned)
+        self.waiting.extendleft(reversed(returned))
+        self.waiting.rotate(self._returned)
+        self._returned += len(returned)
 
     # --- the actor's life ----------------------------------------------------------------------------------
 
     def connected(self) -> None:
+        """What waits is sent by the next ``pump``."""
         self.connected_now = True
         self._returned = 0
-        self.pump()
 
     def disconnected(self) -> None:
         """The connection to the incarnation is gone; what was in flight may or may not have run."""

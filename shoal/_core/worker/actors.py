@@ -286,7 +286,14 @@ class Actors:
         if self._dirty:
             dirty, self._dirty = self._dirty, {}
             for calls in dirty.values():
-                calls.pump()
+                if calls.pump():
+                    self._pump_later(calls)
+
+    def _pump_later(self, calls: ActorCalls) -> None:
+        """In the next turn of the loop."""
+        if not self._dirty:
+            self.core.loop.call_soon(self.core.flush)
+        self._dirty[calls.actor_id] = calls
 
     def on_task_done(self, peer: Peer, message: TaskDone) -> None:
         calls: ActorCalls = peer.calls
@@ -343,6 +350,7 @@ class Actors:
         calls.channel = peer
         peer.send(BeginLease(0, self.core.me, self.core.job_id))
         calls.connected()  # the peer queues what is sent before its connection stands
+        self._pump_later(calls)
 
     def send_calls(self, calls: ActorCalls, records: list[TaskRecord]) -> None:
         peer: Any = calls.channel

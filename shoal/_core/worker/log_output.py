@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from shoal._base.settings import Settings
 from shoal._core.wire.messages import LogLines
 
@@ -28,8 +30,7 @@ _CYAN, _GREEN, _RESET = "\x1b[36m", "\x1b[32m", "\x1b[0m"
 _PALETTE = ("\x1b[35m", "\x1b[34m", "\x1b[32m", "\x1b[91m", "\x1b[36m", "\x1b[33m")
 
 
-@dataclass(slots=True)
-class _Repeated:
+class _Repeated(msgspec.Struct):
     since: float
     first: tuple[int, str]  # (pid, ip) that wrote it first
     prefix: str

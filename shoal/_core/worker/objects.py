@@ -445,6 +445,7 @@ class Objects:
                 operation.pending.add(entry)
                 self._bring(entry)
             else:
+                operation.ready.add(object_id)
                 operation.missing -= 1
         if operation.missing <= 0:
             operation.fire()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any
@@ -139,7 +140,7 @@ class Reader:
                 operation.wait(timeout_s)
         finally:
             self._end(operation)
-        return self._split(refs, num_returns, fetch_local)
+        return self._split(refs, num_returns, fetch_local, operation.ready)
 
     def _stream_ready(self, operation: WaitOperation) -> None:
         operation.missing -= 1
@@ -163,7 +164,9 @@ class Reader:
         entry = self._entries.get(ref._id)
         return fetch_local and entry is not None and self._core.objects.is_elsewhere(entry)
 
-    def _split(self, refs: Sequence[Any], num_returns: int, fetch_local: bool) -> tuple[list[Any], list[Any]]:
+    def _split(
+        self, refs: Sequence[Any], num_returns: int, fetch_local: bool, seen_ready: AbstractSet[bytes] = frozenset()
+    ) -> tuple[list[Any], list[Any]]:
         ready: list[Any] = []
         rest: list[Any] = []
         entries, is_elsewhere = self._entries, self._core.objects.is_elsewhere
@@ -173,6 +176,7 @@ class Reader:
             else:
                 entry = entries.get(ref._id)
                 done = entry is not None and entry.kind >= 0 and not (fetch_local and entry.kind == STORED and is_elsewhere(entry))
+                done = done or ref._id in seen_ready
             if done:
                 ready.append(ref)
                 if len(ready) == num_returns:

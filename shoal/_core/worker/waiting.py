@@ -73,7 +73,7 @@ class GetOperation(Operation):
 class WaitOperation(Operation):
     """Any ``missing`` more of ``pending``. ``fetch``: a stored value counts when it is here."""
 
-    __slots__ = ("fetch", "missing", "object_ids", "pending")
+    __slots__ = ("fetch", "missing", "object_ids", "pending", "ready")
 
     def __init__(self, object_ids: list[bytes], missing: int, *, fetch: bool = False) -> None:
         super().__init__()
@@ -81,11 +81,14 @@ class WaitOperation(Operation):
         self.object_ids = object_ids
         self.missing = missing
         self.pending: set[Entry] = set()
+        #: Ids of those that were ready at some moment: when the thread looks, another may have been lost again, and is counted.
+        self.ready: set[bytes] = set()
 
     def note(self, entry: Entry) -> None:
         """``entry`` is ready."""
         if entry in self.pending:
             self.pending.discard(entry)
+            self.ready.add(entry.object_id)
             self.missing -= 1
             if self.missing <= 0:
                 self.fire()

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from .etcd_client import EtcdClient, EtcdRefused, KeyValue, created_at, delete, end_of, fetch, put, value_is
 from .etcd_rows import Keys, Operation, batch_pieces, operations, read_batch, rows, transactions
@@ -35,8 +36,7 @@ SCAN_LIMIT = 64
 COMPACT_EVERY = 5000
 
 
-@dataclass(slots=True)
-class Fence:
+class Fence(msgspec.Struct):
     """The right to write: won in an election. ``holds`` is asked from the loop, and says whether the lease must still be there."""
 
     key: bytes
