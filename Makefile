@@ -13,6 +13,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
+# Bytecode is kept, as an installed package has it: without, every start compiles 130 files.
+unexport PYTHONDONTWRITEBYTECODE
 BENCH ?=
 
 .PHONY: demo demo-cluster test check bench soak format clean

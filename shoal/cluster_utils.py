@@ -163,10 +163,10 @@ class Cluster:
     # --- nodes -----------------------------------------------------------------------------------------------
 
     def add_node(self, wait: bool = True, **node_args: Any) -> ClusterNode:
-        """Start a node and return it when it has joined. The first one is the head, and starts the control store before.
+        """Start a node and return it when the control store lists it. The first one is the head, and starts the control store before.
 
         Args:
-            wait: also wait until the control store lists it.
+            wait: of no meaning: it always does.
             node_args: num_cpus (default 1), num_gpus (0), resources, labels, memory, object_store_memory (150 MiB), node_name,
                 node_ip_address, object_spilling_directory, temp_dir, env_vars (added to the environment of the node and its workers).
 
@@ -190,8 +190,6 @@ class Cluster:
             self.head_node = node
         else:
             self.worker_nodes.append(node)
-        if wait:
-            self._wait_until(lambda alive: node.node_id in alive, 30.0, f"the node {node.node_id[:12]} to join")
         return node
 
     def remove_node(self, node: ClusterNode, allow_graceful: bool = True) -> None:

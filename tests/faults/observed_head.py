@@ -9,7 +9,6 @@ test:   ask(session_dir)                   -> facts: store, leases, workers, des
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import json
 import os
@@ -18,6 +17,8 @@ import socket
 import threading
 import traceback
 from pathlib import Path
+
+import msgspec
 
 SOCKET = "observe.sock"
 HELD, RELEASE = "spill-held", "spill-release"
@@ -131,7 +132,7 @@ class ObservedParts:
         leases = agent.leases.statistics()
         return {
             "problems": problems,
-            "store": dataclasses.asdict(store.statistics()),
+            "store": msgspec.structs.asdict(store.statistics()),
             "creating": sum(len(session.creating) for session in store._sessions.values()),
             "available": to_floats(agent.leases.available()),
             "leases": leases.leases,

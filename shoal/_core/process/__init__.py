@@ -7,6 +7,7 @@ Owns: the session directory, the head process, the template from which workers a
     serving.py        the head's loop: watch the driver, end
     composition.py    what the head is made of: node agent, object store, wired together
     local_control_store.py   ... and the control store of a session of one node
+    node.py           the first lines of one that is part of a cluster
     template.py       the warm single-threaded process that forks workers, and the janitor when the head is gone
     bootstrap.py      the first lines that a fresh interpreter runs
     session.py        the session directory; what is left of earlier ones

@@ -86,7 +86,7 @@ class Head:
         for one in (ours, self.lifeline):
             os.set_inheritable(one.fileno(), True)
         argument = f"{self.lifeline.fileno()},{ours.fileno()} {self.options.session_dir}"
-        command = bootstrap.command("head", argument, sys.path)
+        command = bootstrap.command("node", argument, sys.path)
         os.execve(command[0], command, os.environ)
 
     def _record(self) -> None:

@@ -90,8 +90,8 @@ def start_head(
         HeadStartError: it ended, or was not ready within ``start_timeout_s``.
         PermissionError: the session directory cannot be kept private.
     """
-    called = "node" if options.control_address else "head"
-    return _start("head", called, options, token, daemon, env_vars or {})
+    role = "node" if options.control_address else "head"
+    return _start(role, role, options, token, daemon, env_vars or {})
 
 
 def start_control_store(options: ControlOptions, token: bytes, *, daemon: bool = False) -> HeadProcess:
@@ -140,7 +140,7 @@ def start_first_node(
     """
     first = _Starting("control", "control store", control, token, daemon, {})
     try:
-        second = _Starting("head", "node", node, token, daemon, env_vars or {})
+        second = _Starting("node", "node", node, token, daemon, env_vars or {})
     except BaseException:
         first.give_up()
         raise
