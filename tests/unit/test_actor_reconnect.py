@@ -46,7 +46,10 @@ class Caller:
         self.failed: list[Exception] = []
         self.timers: list[Callable[[], None]] = []
         self.core = SimpleNamespace(
-            loop=SimpleNamespace(call_later=lambda _delay, callback, *args: self.timers.append(lambda: callback(*args))),
+            loop=SimpleNamespace(
+                call_later=lambda _delay, callback, *args: self.timers.append(lambda: callback(*args)),
+                call_soon=self.timers.append,
+            ),
             objects=SimpleNamespace(own=SimpleNamespace(entries={})),
             cancellation=SimpleNamespace(started=lambda _: None),
             tasks=SimpleNamespace(

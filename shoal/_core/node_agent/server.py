@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -34,13 +34,14 @@ from shoal._core.node_agent.job_cache import JobCache
 from shoal._core.node_agent.lease_records import Lease
 from shoal._core.node_agent.leases import Leases
 from shoal._core.node_agent.neighbours import Neighbours
+from shoal._core.node_agent.node_news import NodeNews
 from shoal._core.node_agent.peers import Connect, Departure, Hooks, Launcher, LeasedWorker, Peer, Process
 from shoal._core.node_agent.pool import WorkerDemand, WorkerPool
 from shoal._core.node_agent.remote_processes import OwnerStore, RemoteProcesses
 from shoal._core.node_agent.resource_reports import ResourceReports
 from shoal._core.node_agent.waiting import LeaseRequest
 from shoal._core.scheduling import strategies
-from shoal._core.scheduling.resources import UNIT, Capacity, ResourceSet
+from shoal._core.scheduling.resources import UNIT, Capacity
 from shoal._core.wire import messages as wire
 from shoal._core.wire.messages import Address, Cause, Message, NodeRecord
 
@@ -50,7 +51,6 @@ log = logging.getLogger("shoal.node_agent")
 TICK_S = 0.25
 #: Seconds that a worker which was asked to leave, or which hung up, has until it is killed.
 LEAVE_S = 5.0
-_FIGURES = msgspec.msgpack.Decoder(list[tuple[bytes, dict[str, int]]])
 
 
 class NodeAgent:
@@ -96,9 +96,8 @@ class NodeAgent:
             0, node.node_id, session_dir, control_address, arena_path, arena_bytes, msgspec.msgpack.encode(settings)
         )
         self.view = ClusterView(node)
-        self.leases = Leases(
-            Capacity(node.total), node.node_id, self._known_nodes, settings.history_limit, self._promise, self._knows_all_nodes
-        )
+        self._news = news = NodeNews(self, self.view)
+        self.leases = Leases(Capacity(node.total), node.node_id, news.nodes, settings.history_limit, news.promise, news.knows_all)
         cpus = max(1, node.total.get("CPU", 0) // UNIT)
         self.pool = WorkerPool(
             cpus if prestart is None else prestart, 2 * cpus, settings.idle_worker_s,
@@ -121,8 +120,6 @@ class NodeAgent:
         #: All and only leases that have a worker: lease -> worker id.
         self._lease_workers: dict[int, bytes] = {}
         self._departures: dict[bytes, Departure] = {}
-        #: Requests that no node known here can run, until the control store has said which nodes there are.
-        self._doubted: list[LeaseRequest] = []
         self._last_number = 0
         self._turn = False
         self._registered = False
@@ -150,13 +147,12 @@ class NodeAgent:
             wire.PinForever: self.adopted.handle,
             wire.Ping: lambda connection, message: connection.send(wire.Ack(message.rid)),
             wire.ReportResources: self.reports.on_report,
-            wire.NodesChanged: self._on_nodes_changed,
-            wire.NodesUsed: self._on_nodes_used,
             wire.RotateToken: self._on_rotate_token,
             wire.ControlStores: self._on_control_stores,
             **self.actors.handlers(),
             **self.bundles.handlers(),
             **self._job_cache.handlers(),
+            **self._news.handlers(),
         }
 
     # --- life -------------------------------------------------------------------------------------------------------------------
@@ -169,6 +165,7 @@ class NodeAgent:
     async def close(self) -> None:
         """Kill every worker and start none any more."""
         self._closed = True
+        self._news.close()
         self.pool.close()
         if self._timer is not None:
             self._timer.cancel()
@@ -498,26 +495,15 @@ class NodeAgent:
             if not process.is_foreign:
                 process.connection.send(message)
 
-    def _on_nodes_changed(self, connection: Peer, message: wire.NodesChanged) -> None:
-        changed = message.nodes
-        if message.whole:
-            listed = {record.node_id for record in changed}
-            gone = [record for record in self.view.nodes() if record.node_id not in listed and record is not self.node]
-            changed = changed + [msgspec.structs.replace(record, alive=False) for record in gone]
-        self._learn_nodes(changed)
-        self.perform_leases(self.leases.nodes_changed(self.loop.time()))
-        self.reschedule()
+    def tell_processes(self, message: Message) -> None:
+        """Pass a word on to the workers and drivers of this node; those who come later learn it with their welcome."""
+        self._welcome.heirs = self.view.heirs
+        for process in self._owners.values():
+            if not process.is_foreign:
+                process.connection.send(message)
 
-    def _on_nodes_used(self, connection: Peer, message: wire.NodesUsed) -> None:
-        self.view.used(_FIGURES.decode(message.figures), message.pause_s)
-        self.perform_leases(self.leases.nodes_changed(self.loop.time()))
-        self.reschedule()
-
-    def _learn_nodes(self, records: list[NodeRecord]) -> None:
-        named = {record.node_id for record in records if record.heir and self.view.heirs.get(record.node_id) != record.heir}
-        dead = self.view.update(records)
-        if dead or named:
-            self._tell_processes(dead, named)
+    def nodes_died(self, dead: Collection[bytes]) -> None:
+        """Drop what was for processes of these nodes; heirs may have been named as well."""
         if self.bequests is not None:
             self.bequests.nodes_died(dead, self.view.heirs)
         self.adopted.nodes_died(dead)
@@ -527,61 +513,6 @@ class NodeAgent:
         for process in [one for one in self._owners.values() if one.address.node_id in dead]:
             process.connection.close()
             self._forget(process)
-
-    def _promise(self, node_id: bytes, need: ResourceSet) -> None:
-        first = self.view.next_expiry is None
-        self.view.promise(node_id, need, self.loop.time())
-        if first and self.view.next_expiry is not None:
-            self.loop.call_at(self.view.next_expiry, self._promises_over)
-
-    def _promises_over(self) -> None:
-        if self._closed:
-            return
-        if self.view.expire(self.loop.time()):
-            self.perform_leases(self.leases.nodes_changed(self.loop.time()))
-        if self.view.next_expiry is not None:
-            self.loop.call_at(self.view.next_expiry, self._promises_over)
-
-    def _doubt(self, request: LeaseRequest) -> None:
-        """Nothing known here can run it: ask which nodes there are, once for all that are in doubt by then."""
-        self._doubted.append(request)
-        if len(self._doubted) == 1:
-            self.loop.call_soon(self._ask_for_nodes)
-
-    def _ask_for_nodes(self) -> None:
-        doubted, self._doubted = self._doubted, []
-        if self.control is None:
-            return  # the session ends
-        reply = self.control.request(wire.ListNodes(0, fresh=False))
-        reply.add_done_callback(lambda done: self._nodes_listed(doubted, done))
-
-    def _nodes_listed(self, doubted: list[LeaseRequest], reply: asyncio.Future[Any]) -> None:
-        if self._closed or reply.cancelled() or reply.exception() is not None:
-            return  # the session ends
-        self._learn_nodes(reply.result().nodes)
-        self.perform_leases(self.leases.confirm(doubted, self.loop.time()))
-        self.reschedule()
-
-    def _knows_all_nodes(self) -> bool:
-        return not self.node.endpoint  # nobody can join
-
-    def _tell_processes(self, dead: Collection[bytes], named: Collection[bytes]) -> None:
-        """Our processes may have connections to nodes that have died, which may stand for long, too; and must know the heirs of nodes."""
-        heirs = self._welcome.heirs = self.view.heirs
-        message = wire.NodesChanged(
-            [
-                wire.NodeRecord(node_id, "", "", "", {}, {}, {}, alive=node_id not in dead, heir=heirs.get(node_id, b""))
-                for node_id in {*dead, *named}
-            ]
-        )
-        for process in self._owners.values():
-            if not process.is_foreign:
-                process.connection.send(message)
-
-    def _known_nodes(self) -> Sequence[NodeRecord]:
-        if not self.view.is_alone:  # then what is free here is compared with what is free elsewhere
-            self.node.available = self.leases.available()
-        return self.view.nodes()
 
     def learn_job(self, worker_id: bytes, job_id: bytes) -> None:
         """A driver registers before its job has a number (all bytes zero); its first request tells it."""
@@ -632,7 +563,7 @@ class NodeAgent:
                 case lease_state.FindGroup(group):
                     self.bundles.watch(group)
                 case lease_state.Doubt(request):
-                    self._doubt(request)
+                    self._news.doubt(request)
                 case lease_state.Refuse(request, kind, message):
                     if request.actor_id:
                         self.actors.refused(request, kind, message)
