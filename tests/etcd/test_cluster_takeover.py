@@ -9,9 +9,12 @@ import pytest
 from etcd_server import SAFETY_S, unique_prefix
 
 import shoal
+from shoal._base import runtime as holder
 from shoal._base.storage_place import read_storage_place
+from shoal._core.process.options import ControlOptions
+from shoal._core.process.start import start_control_store
 from shoal.testing import wait_for
-from tests.cluster.members import Census
+from tests.cluster.members import PATIENCE_S, Census, Member
 from tests.cluster.nodes import many_nodes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -71,3 +74,21 @@ def test_what_is_created_and_looked_up_while_leaders_go_is_there_exactly_once(et
             nodes.add_standby()
         census.check()
         del census
+
+
+def test_a_standby_that_nobody_was_told_of_is_found_when_it_leads(etcd):
+    """The leader dies before it tells its nodes: the one that takes over looks for them."""
+    place = read_storage_place(etcd.url + unique_prefix(), {})
+    with many_nodes(2, storage=place, leader_lease_s=2.0) as nodes:
+        member = Member.options(name="m", lifetime="detached").remote(0, os.devnull)
+        before = shoal.get(member.who.remote())
+        os.kill(nodes.control.pid, signal.SIGSTOP)
+        standby = start_control_store(ControlOptions(storage=place, standby=True, settings=nodes.settings), nodes.token)
+        nodes.standbys.append(standby)
+        assert standby.ready.control_address not in holder.current().core._control_addresses.all()
+        os.kill(nodes.control.pid, signal.SIGKILL)
+        assert shoal.get(shoal.get_actor("m").who.remote(), timeout=PATIENCE_S) == before
+        later = Member.options(name="later", **nodes.on(1)).remote(1, os.devnull)
+        assert shoal.get(later.who.remote(), timeout=PATIENCE_S)
+        assert sum(node["Alive"] for node in shoal.nodes()) == len(shoal.nodes()) == 2, "no node was given up"
+        shoal.kill(member)

@@ -24,7 +24,7 @@ from shoal._core.transport.addresses import TcpAddress, parse_address
 from shoal._core.transport.handover import Handover
 from shoal._core.transport.memory import MemoryNetwork, MemoryTransport
 from shoal._core.transport.port import dial
-from shoal._core.transport.presence import has_ended, is_there
+from shoal._core.transport.presence import has_ended, is_there, tell
 from shoal._core.transport.switchboard import Switchboard
 from shoal._core.wire.messages import Ack, CallBack, Message, NodeRecord, NodesChanged, Ping, RegisterNode
 
@@ -108,9 +108,12 @@ class Cluster:
         loop = asyncio.get_running_loop()
         self.directory = directory
         self.network = MemoryNetwork(loop)
+        transport = MemoryTransport(self.network, "head")
         probe = Probe(
-            lambda node: is_there(loop, node.endpoint, node.node_id), lambda node: has_ended(loop, node.endpoint, node.node_id)
-        )  # fmt: skip
+            lambda node: is_there(loop, node.endpoint, node.node_id),
+            lambda node: has_ended(loop, node.endpoint, node.node_id),
+            lambda node, message: tell(transport.connect(node.endpoint, lambda _connection, _message: None), message),
+        )
         self.store = ControlStore(loop, MemoryStorage(), Settings(debug=True), probe=probe)
         self.agents: dict[str, Agent] = {}
 

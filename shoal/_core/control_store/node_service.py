@@ -31,6 +31,7 @@ from shoal._core.wire.messages import (
 from .core import Core, Handler, Session
 from .job_service import JobService
 from .membership_service import MembershipService
+from .missing_nodes import MissingNodes, Tell
 from .nodes import Node
 from .rows import encode
 from .scheduling_service import SchedulingService
@@ -46,6 +47,8 @@ class Probe(NamedTuple):
     is_there: Callable[[NodeRecord], Awaitable[bool]]
     #: Whether it has ended, as its machine refuses connections.
     has_ended: Callable[[NodeRecord], Awaitable[bool]]
+    #: Sends it a message there, if that can be done.
+    tell: Tell
 
 
 #: Seconds before each look at the endpoint of a node that joins, as long as it is not found there: what keeps it from being dialled
@@ -112,6 +115,8 @@ class NodeService:
         """The tables were read back."""
         self._look_later()
         self._sweeps.look_later()
+        if self._probe is not None:
+            MissingNodes(self._core, self._probe.tell, self._begin).seek(lambda: self._control_stores)
 
     def disconnected(self, session: Session) -> None:
         node_id, core = session.node_id, self._core

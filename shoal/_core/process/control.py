@@ -33,9 +33,11 @@ from shoal._core.process.ending import Ending
 from shoal._core.process.membership import Membership, reception
 from shoal._core.process.options import ControlOptions, HeadReady, describe_failure, receive_frame, send_frame
 from shoal._core.process.serving import new_loop
+from shoal._core.transport import Connection
 from shoal._core.transport.addresses import announced
-from shoal._core.transport.presence import has_ended, is_there
+from shoal._core.transport.presence import has_ended, is_there, tell
 from shoal._core.transport.sockets import SocketListener, SocketTransport
+from shoal._core.wire.messages import Message
 
 if TYPE_CHECKING:
     from shoal._core.process.candidate import Candidate
@@ -149,9 +151,12 @@ class Service:
             self._storage = storage = await self._open_tables()
             trust = self._session.trust()
             membership = Membership.of_listener(self._session, trust, options.listen)
+            transport = SocketTransport(loop, trust)
             probe = Probe(
-                lambda node: is_there(loop, node.endpoint, node.node_id), lambda node: has_ended(loop, node.endpoint, node.node_id)
-            )  # fmt: skip
+                lambda node: is_there(loop, node.endpoint, node.node_id),
+                lambda node: has_ended(loop, node.endpoint, node.node_id),
+                lambda node, message: tell(transport.connect(node.endpoint, _pass_over, target=node.node_id), message),
+            )
             self._store = store = ControlStore(loop, storage, options.settings, membership, probe=probe)
             store.on_deposed = self._deposed
             store.load()
@@ -161,7 +166,7 @@ class Service:
         except Deposed as error:
             self._step_down(str(error))
             return
-        self._listener = await SocketTransport(loop, trust).listen(self._bound, store.accept, on_visit=reception(store.accept))
+        self._listener = await transport.listen(self._bound, store.accept, on_visit=reception(store.accept))
         self._bound = self._listener.address
         if self._candidate is not None:
             self._candidate.release_port()
@@ -247,3 +252,7 @@ def _damaged(where: str, error: Exception) -> str:
 
 def _told(news: HeadReady) -> None:
     """Whoever started this process has been told before."""
+
+
+def _pass_over(connection: Connection, message: Message) -> None:
+    """A node that is told where the control store is has nothing to answer here: it connects to that place."""

@@ -10,7 +10,8 @@ from shoal._core.control_store.node_service import Probe
 from shoal._core.control_store.server import ControlStore
 from shoal._core.control_store.storage import Change, MemoryStorage
 from shoal._core.transport.memory import MemoryTransport
-from shoal._core.wire.messages import NodeRecord
+from shoal._core.transport.presence import tell
+from shoal._core.wire.messages import Message, NodeRecord
 from shoal.testing.simulation.process_loop import ProcessLoop
 from shoal.testing.simulation.world import World
 
@@ -45,7 +46,7 @@ class SimulatedControlStore:
         """Make one that runs in somebody else's process."""
         world = self._world
         clock = lambda: loop.time() + world.clock_error_s  # noqa: E731
-        return ControlStore(loop, self._storage, world.settings, clock=clock, probe=Probe(self._is_there, self._has_ended))
+        return ControlStore(loop, self._storage, world.settings, clock=clock, probe=Probe(self._is_there, self._has_ended, self._tell))
 
     def kill(self) -> None:
         """SIGKILL. What was not committed is forgotten."""
@@ -62,6 +63,10 @@ class SimulatedControlStore:
             return False
         connection.close()
         return True
+
+    async def _tell(self, node: NodeRecord, message: Message) -> None:
+        transport = MemoryTransport(self._world.network, self._endpoint)
+        await tell(transport.connect(node.endpoint, lambda _connection, _message: None), message)
 
     async def _has_ended(self, node: NodeRecord) -> bool:
         """Knock at a node's port: a refusal comes back, silence does not."""
