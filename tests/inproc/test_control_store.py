@@ -54,6 +54,7 @@ from shoal._core.wire.messages import (
     WaitPlacementGroup,
     Watch,
     WatchGroup,
+    WorkComes,
     WorkerDied,
 )
 from shoal.testing.scripted_agent import ScriptedAgent
@@ -460,7 +461,7 @@ def test_an_actor_may_be_unwanted_before_it_is_created(kill: bool):
             driver.send(ActorOutOfScope(spec.actor_id))
         assert await created(driver, spec)
         assert driver.states(spec.actor_id) == ["DEAD"]
-        assert agent.seen == []
+        assert [type(message) for message in agent.seen] == [WorkComes], "it is asked to start nothing"
 
     run(main, agent)
 

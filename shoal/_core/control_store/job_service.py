@@ -1,6 +1,6 @@
 """Messages about jobs, functions, key-values and channels.
 
-RegisterJob ... JobFinished, or the driver's connection lost, or its death reported by the node agent
+RegisterJob (node agents ready workers) ... JobFinished, or the driver's connection lost, or its death reported by the node agent
     -> node agents end the workers -> actors and groups end -> functions go, unless a detached actor of the job lives on
 """
 
@@ -29,6 +29,7 @@ from shoal._core.wire.messages import (
     PutFunction,
     RegisterJob,
     Watch,
+    WorkComes,
 )
 
 from .core import Core, Handler, Session
@@ -117,6 +118,8 @@ class JobService:
         session.jobs.add(row.job_id)
         self._core.outbox.send(session.connection, JobRegistered(message.rid, row.job_id))
         if changes:
+            for agent in self._core.agents.values():
+                self._core.outbox.send(agent, WorkComes())
             self._publish(row.job_id)
 
     def _get_job(self, session: Session, message: GetJob) -> None:

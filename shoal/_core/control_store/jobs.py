@@ -56,6 +56,9 @@ class JobTable:
         row = self._jobs.get(job_id)
         return row is not None and row.running
 
+    def any_running(self) -> bool:
+        return any(row.running for row in self._jobs.values())
+
     def driven_by(self, worker_id: bytes) -> bytes | None:
         """Return the running job of this driver."""
         job_id = self._by_driver.get(worker_id)

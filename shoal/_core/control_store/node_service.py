@@ -25,6 +25,7 @@ from shoal._core.wire.messages import (
     NodesChanged,
     NodesUsed,
     RegisterNode,
+    WorkComes,
     WorkerDied,
 )
 
@@ -199,6 +200,8 @@ class NodeService:
             self._members.node_joined(session.connection)
         if self._control_stores:
             core.outbox.send(session.connection, ControlStores(self._control_stores))
+        if core.jobs.any_running():
+            core.outbox.send(session.connection, WorkComes())
         living = core.nodes.living()
         if len(living) > 1 or message.known:
             # Encoded once for all who ever join: with 10,000 nodes these lists are 15 GB.

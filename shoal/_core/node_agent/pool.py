@@ -10,8 +10,8 @@ set of GPUs (a CUDA context sees the devices of its creation), and is reused wit
 ``kill`` of the actor must not take along what the tasks of another own.
 
 As many fresh workers as the node has CPUs are kept ready; they are refilled in the background, one round after the leases that wait.
-A node of a cluster keeps this reserve from the moment when a driver or a lease comes until nothing has run for a while: two fresh workers
-and all that a template imports for them are half of the memory of a node that has nothing to do.
+A node of a cluster keeps this reserve from the moment when a job begins, or a lease comes, until nothing has run for a while: two fresh
+workers and all that a template imports for them are half of the memory of a node that has nothing to do.
 """
 
 from __future__ import annotations

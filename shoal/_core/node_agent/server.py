@@ -138,6 +138,7 @@ class NodeAgent:
             wire.NameProcess: self._on_name,
             wire.FlushLogs: self._on_flush_logs,
             wire.JobFinished: self._on_job_finished,
+            wire.WorkComes: lambda _connection, _message: self._perform_pool(self.pool.wake()),
             wire.AdoptObjects: self.adopted.adopt,
             wire.PromoteCopy: self._on_promote,
             wire.GetObject: self.adopted.handle,
@@ -371,8 +372,6 @@ class NodeAgent:
         connection.send(msgspec.structs.replace(self._welcome, rid=message.rid))
         if worker is not None:
             self._perform_pool(self.pool.registered(message.worker_id, message.pid, self.loop.time()))
-        elif not is_foreign:
-            self._perform_pool(self.pool.wake())
 
     def _on_request_lease(self, connection: Peer, message: wire.RequestLease) -> None:
         process = connection.tag

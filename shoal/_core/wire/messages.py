@@ -790,6 +790,10 @@ class JobFinished(Message, tag=84):
     job_id: bytes
 
 
+class WorkComes(Message, tag=177):
+    """Control store to node agents: a job begins, or ran when the node joined, so that workers may be asked for."""
+
+
 class PutFunction(Message, tag=85):
     function_id: bytes
     job_id: bytes
@@ -1270,7 +1274,7 @@ AnyMessage = (
     | PromoteCopy
     | GetObject | ObjectValue | AddBorrower | RemoveBorrower | ReportLost | PinForever
     | DefineTemplate | BeginLease | PushTask | TaskDone | GeneratorItem | GeneratorConsumed | HandBack | AskHandBack | CancelTask
-    | RegisterJob | JobRegistered | GetJob | JobInfo | JobFinished | PutFunction | GetFunction | FunctionBlob
+    | RegisterJob | JobRegistered | GetJob | JobInfo | JobFinished | WorkComes | PutFunction | GetFunction | FunctionBlob
     | KvPut | KvGet | KvValue | KvDelete | KvKeys | KvKeyList
     | RegisterNode | NodeResources | ListNodes | NodeList | ReportResources | DrainNode | Drain | NodeDrained
     | TakeOver | TakenOver | ObjectsMoved | ObjectsSpilled | SweepSpilled | ListHeldFiles | HeldFiles | NameHeir
