@@ -61,6 +61,7 @@ class Value(msgspec.Struct, array_like=True, gc=False):
     nbytes: int = 0
     refs: list[ObjectRefInfo] = []
     node_id: bytes = b""  # STORED: where the primary copy lies
+    kept: bool = False  # STORED: there it was already, from an earlier run of the task, and the bytes are that one's
 
 
 class Shape(msgspec.Struct, array_like=True, frozen=True):

@@ -359,11 +359,24 @@ class Objects:
         self.core.flush()
 
     def moved(self, entry: Entry, stored: Stored) -> None:
-        """The primary copy is another one from now on: its node leaves, or the task was run again for the sake of another result."""
+        """The primary copy is another one of the same bytes from now on: its node leaves, or was found to have them."""
         if entry.data.node_id != stored.node_id:
             self.copies.forget(entry.object_id)
             self.free_leftover(entry.object_id, entry.data.node_id)
             entry.data = stored
+
+    def replaced(self, entry: Entry, stored: Stored, inner: list[Entry] | None) -> list[Entry] | None:
+        """The task was run again for the sake of another result, and this value was stored again: what is inside of it is the new run's.
+
+        Return what is to be given back: what was inside before.
+        """
+        if entry.data.node_id == stored.node_id:  # the first one was lost there, and nobody has missed it
+            before, entry.inner = entry.inner, inner
+            return before
+        self.copies.forget(entry.object_id)
+        self.free_stored(entry.object_id, entry.data.node_id)
+        before, entry.data, entry.inner = entry.inner, stored, inner
+        return before
 
     def on_moved(self, _agent: Any, message: ObjectsMoved) -> None:
         """Primary copies of ours have left a node that leaves the cluster."""

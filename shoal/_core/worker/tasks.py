@@ -163,13 +163,17 @@ class Tasks:
         for entry, value in zip(record.returns, results, strict=True):
             inner: list[Entry] | None = objects.own.receive(value.refs, sender) if value.refs else None
             if entry.kind >= 0:  # run again for the sake of another return; nobody has missed this one
-                for held in inner or ():
-                    objects.own.unpin(held)
                 if value.kind == STORED and entry.kind == STORED:
                     stored = True
-                    objects.moved(entry, Stored(value.node_id, value.nbytes))
+                    place = Stored(value.node_id, value.nbytes)
+                    if value.kept:
+                        objects.moved(entry, place)
+                    else:
+                        inner = objects.replaced(entry, place, inner)
                 elif value.kind == STORED:
                     objects.free_leftover(entry.object_id, value.node_id)
+                for held in inner or ():
+                    objects.own.unpin(held)
                 continue
             if value.kind == STORED:
                 stored = True

@@ -61,13 +61,16 @@ class Values:
             each.count += 1
         entry.inner = inner
 
-    def store_object(self, object_id: bytes, serialized: Serialized, owner: m.Address) -> None:
-        """Write a large value into the object store; blocks while it is full. Raises ObjectStoreFullError, OutOfDiskError."""
+    def store_object(self, object_id: bytes, serialized: Serialized, owner: m.Address) -> bool:
+        """Write a large value into the object store; blocks while it is full. Raises ObjectStoreFullError, OutOfDiskError.
+
+        Return False if an earlier attempt of the same task has stored the same object there, which is kept.
+        """
         try:
             place = self._bridge.call(lambda: self._core.store.create(object_id, serialized.nbytes, owner))
         except RequestFailed as error:
             if error.kind == "ObjectExists":
-                return  # an earlier attempt of the same task has stored the same object
+                return False
             raise self._bridge.as_exception(error) from None
         try:
             self._core.store.write(place, serialized)
@@ -78,6 +81,7 @@ class Values:
             raise
         refs = [m.ObjectRefInfo(ref.binary(), ref._owner or self._core.me) for ref in serialized.refs]
         self._bridge.post(lambda _: self._core.store.seal(object_id, refs), None)
+        return True
 
     def load(self, entry: Entry | None, places: dict[bytes, Any]) -> Any:
         if entry is None:

@@ -181,8 +181,8 @@ class CallRunner:
         refs = serialized.refs
         if serialized.nbytes <= self.inline_limit:
             return Value(INLINE, serialized.to_bytes(), serialized.nbytes), refs
-        self.runtime.store_object(object_id, serialized, owner)
-        return Value(STORED, b"", serialized.nbytes, node_id=self.runtime.core.me.node_id), refs
+        is_new = self.runtime.store_object(object_id, serialized, owner)
+        return Value(STORED, b"", serialized.nbytes, node_id=self.runtime.core.me.node_id, kept=not is_new), refs
 
     def store_results(self, call: Call, result: Any) -> tuple[list[Value], list[list[Any]]]:
         """Serialize what the function returned, by the template's ``num_returns``."""
