@@ -319,3 +319,21 @@ def test_what_a_killed_owner_had_on_another_node_is_read_by_those_who_hold_it():
         with pytest.raises(shoal.exceptions.RayActorError):
             shoal.get(owner.die.remote(), timeout=PATIENCE_S)
         assert int(shoal.get(held, timeout=PATIENCE_S).sum()) == 3 * MIB
+
+
+def test_what_is_inside_a_value_that_was_stored_again_with_another_one_is_there():
+    """Two results are lost with their node, and only one is asked for: the task runs again, and its other value is the new run's, too."""
+
+    @shoal.remote(num_returns=3, num_cpus=0, resources={"either": 1}, max_retries=2)
+    def boxes():
+        node_id = shoal.get_runtime_context().get_node_id()
+        return node_id, [np.zeros(MIB), shoal.put("first")], [np.zeros(MIB), shoal.put("second")]
+
+    with many_nodes(1) as nodes:
+        for _ in range(2):
+            nodes.add(either=1)
+        where, first, second = boxes.remote()
+        ran_on = shoal.get(where, timeout=PATIENCE_S)
+        nodes.kill(next(index for index in (1, 2) if nodes.id_of(index) == ran_on))
+        assert shoal.get(shoal.get(second, timeout=PATIENCE_S)[1], timeout=PATIENCE_S) == "second"
+        assert shoal.get(shoal.get(first, timeout=PATIENCE_S)[1], timeout=PATIENCE_S) == "first"
