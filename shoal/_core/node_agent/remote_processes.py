@@ -95,7 +95,7 @@ class RemoteProcesses:
             self._watched[worker_id] = process
             if object_id:
                 self._known_owners.add(worker_id)
-            if process.worker_id != process.node_id:  # an agent lives as long as its node
+            if process.worker_id != process.node_id or self._node(process.node_id) is None:
                 self._spawn(self._tell(process, maker_of(object_id)))
 
     def sealed(self, object_id: bytes) -> None:
@@ -133,6 +133,8 @@ class RemoteProcesses:
         unknown_since = self._loop.time()
         while process.worker_id in self._watched:
             if self._node(process.node_id) is not None:
+                if process.worker_id == process.node_id:
+                    return  # an agent lives as long as its node
                 unknown_since = self._loop.time()
                 try:
                     await self._neighbours.ask(process.node_id, message)
