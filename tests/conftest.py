@@ -22,7 +22,7 @@ def pytest_configure(config):
     )
     for name in ("SHOAL_ADDRESS", "RAY_ADDRESS", "SHOAL_AUTH_TOKEN", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         os.environ.pop(name, None)
-    config.shoal_dir = tempfile.mkdtemp(prefix="shoal-t-", dir="/tmp")  # short: socket paths have 107 bytes
+    config.shoal_dir = tempfile.mkdtemp(prefix="s-", dir="/tmp")  # short: socket paths have 107 bytes, and tests look at them
     os.chmod(config.shoal_dir, 0o755)  # what lies in it protects itself; tests look whether it does
     os.environ["SHOAL_TMPDIR"] = config.shoal_dir
     os.environ["SHOAL_AUTH_TOKEN_PATH"] = f"{config.shoal_dir}/auth_token"
