@@ -61,7 +61,10 @@ def test_everything_that_waits_is_counted_and_nothing_when_it_has_ended(tmp_path
                 and groups == {((many, one), "SPREAD"): 1}
             )
 
-        wait_for(all_there, 30, "the demands")
+        try:
+            wait_for(all_there, 30, "the demands")
+        except TimeoutError as error:
+            raise AssertionError(f"{error} They are {demands()}.") from error
         (tmp_path / "go").touch()
         for ref in (*hopeless, there, inside):
             shoal.cancel(ref)

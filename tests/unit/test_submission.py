@@ -261,12 +261,12 @@ def test_random_histories_finish_every_task_once():
         assert len(finished) == len(set(finished))
 
 
-def test_agents_hear_how_many_wait_when_that_has_doubled_or_halved():
+def test_agents_hear_how_many_wait_each_of_a_few_and_when_many_have_doubled_or_halved():
     state, shell = make()
     for number in range(1000):
         enqueue(state, task(number))
     assert len(shell.requests) == 2
-    assert [backlog for _, backlog in shell.backlogs] == [4, 8, 16, 32, 64, 128, 256, 512]
+    assert [backlog for _, backlog in shell.backlogs] == [*range(3, 11), 20, 40, 80, 160, 320, 640]
     assert {request for request, _ in shell.backlogs} == {shell.requests[-1]}
     shell.backlogs.clear()
     (queue,) = state.queues.values()

@@ -31,6 +31,8 @@ from .records import PUSHED, QUEUED, TaskRecord
 STALL_S = 0.02
 #: Seconds that tasks are kept for the leases of a SPREAD shape that were asked for: connecting to a new node takes a few milliseconds.
 SPREAD_WAIT_S = 0.05
+#: Waiting tasks up to which each change of their number is told to the node agent; of more, doublings and halvings.
+TOLD_EXACTLY = 10
 #: Weight of the newest duration in the estimate.
 NEWEST = 0.2
 
@@ -216,7 +218,7 @@ class Submission:
         elif queue.requests:
             if not ready:
                 self._trim_requests(queue)
-            elif not queue.told < 2 * len(ready) < 4 * queue.told:
+            elif queue.told != len(ready) <= TOLD_EXACTLY or not queue.told < 2 * len(ready) < 4 * queue.told:
                 queue.told = len(ready)
                 self.effects.tell_backlog(queue.requests[-1], len(ready))
         if queue.spread and not ready:
