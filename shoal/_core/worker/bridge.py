@@ -89,10 +89,17 @@ class Bridge:
             if withdraw:
                 self.post(_withdraw, started)
             raise exceptions.GetTimeoutError(f"No answer within {timeout_s} s.")
-        if isinstance(operation.error, ConnectionLost):
+        # An error holds the frames that it passes, and this one must not hold the error: the references that the callers' frames have, to
+        # what is inside of a value that the store refused, would live until the collector runs.
+        started.clear()
+        error, operation.error = operation.error, None
+        if isinstance(error, ConnectionLost):
             raise self._core.head_ended() from None
-        if operation.error is not None:
-            raise operation.error
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
         return operation.result
 
     def as_exception(self, error: RequestFailed) -> Exception:
