@@ -9,8 +9,7 @@ for the control store where it is no more, and would be declared dead for its si
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from shoal._core.wire.messages import ControlStores, Message, NodeRecord
 
@@ -18,33 +17,27 @@ from .core import Core
 
 #: Seconds that nodes have to come by themselves, and between two words to those that have not. They come within a few tenths.
 CALL_S = 1.0
+#: Nodes that are dialled at the same time: a large cluster comes by itself meanwhile, and must not wait behind greetings that nobody needs.
+AT_ONCE = 100
 
 #: Sends a message to a node at its endpoint; does nothing if it cannot be reached.
 Tell = Callable[[NodeRecord, Message], Awaitable[None]]
 
 
-class MissingNodes:
-    """``begin`` runs a coroutine until the control store ends."""
+async def seek_missing_nodes(core: Core, tell: Tell, addresses: Callable[[], list[str]]) -> None:
+    """Tell those that are missing where control stores are, until all are here or dead. ``addresses``: none if nobody stands by."""
+    turns = asyncio.Semaphore(AT_ONCE)
 
-    def __init__(self, core: Core, tell: Tell, begin: Callable[[Coroutine[Any, Any, None]], None]) -> None:
-        self._core = core
-        self._tell = tell
-        self._begin = begin
+    async def tell_one(record: NodeRecord) -> None:
+        async with turns:
+            if record.node_id not in core.agents:
+                await tell(record, ControlStores(addresses()))
 
-    def seek(self, addresses: Callable[[], list[str]]) -> None:
-        """Tell those that are missing where control stores are, as long as there are any. ``addresses``: none if nobody stands by."""
-        if self._missing():
-            self._begin(self._seek(addresses))
+    while _missing(core):
+        await asyncio.sleep(CALL_S)
+        if addresses():
+            await asyncio.gather(*map(tell_one, _missing(core)))
 
-    async def _seek(self, addresses: Callable[[], list[str]]) -> None:
-        while True:
-            await asyncio.sleep(CALL_S)
-            missing = self._missing()
-            if not missing:
-                return
-            if addresses():
-                await asyncio.gather(*(self._tell(record, ControlStores(addresses())) for record in missing))
 
-    def _missing(self) -> list[NodeRecord]:
-        core = self._core
-        return [node.record for node in core.nodes.living() if node.record.node_id not in core.agents and node.record.endpoint]
+def _missing(core: Core) -> list[NodeRecord]:
+    return [node.record for node in core.nodes.living() if node.record.node_id not in core.agents and node.record.endpoint]

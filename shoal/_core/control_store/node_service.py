@@ -32,7 +32,7 @@ from shoal._core.wire.messages import (
 from .core import Core, Handler, Session
 from .job_service import JobService
 from .membership_service import MembershipService
-from .missing_nodes import MissingNodes, Tell
+from .missing_nodes import Tell, seek_missing_nodes
 from .nodes import Node
 from .rows import encode
 from .scheduling_service import SchedulingService
@@ -117,7 +117,7 @@ class NodeService:
         self._look_later()
         self._sweeps.look_later()
         if self._probe is not None:
-            MissingNodes(self._core, self._probe.tell, self._begin).seek(lambda: self._control_stores)
+            self._begin(seek_missing_nodes(self._core, self._probe.tell, lambda: self._control_stores))
 
     def disconnected(self, session: Session) -> None:
         node_id, core = session.node_id, self._core

@@ -95,8 +95,7 @@ class RemoteProcesses:
             self._watched[worker_id] = process
             if object_id:
                 self._known_owners.add(worker_id)
-            if process.worker_id != process.node_id or self._node(process.node_id) is None:
-                self._spawn(self._tell(process, maker_of(object_id)))
+            self._spawn(self._tell(process, maker_of(object_id)))
 
     def sealed(self, object_id: bytes) -> None:
         """An object is stored here."""

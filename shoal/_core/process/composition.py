@@ -82,9 +82,8 @@ class HeadParts:
         #: Ours, in a session of one node; else the cluster's is elsewhere.
         self._control_store: LocalControlStore | None = None
         if not context.options.control_address:
-            from shoal._core.process.local_control_store import (
-                LocalControlStore,
-            )  # with SQLite, 2 MiB that a node of a cluster does without
+            # With SQLite, 2 MiB that a node of a cluster does without.
+            from shoal._core.process.local_control_store import LocalControlStore
 
             self._control_store = LocalControlStore(loop, session, context.trust, settings)
         place = context.options.spill_dir

@@ -30,14 +30,12 @@ from shoal._core.control_store.storage import Deposed, SqliteStorage, Storage, T
 from shoal._core.process import bootstrap
 from shoal._core.process import session as sessions
 from shoal._core.process.ending import Ending
-from shoal._core.process.membership import Membership, reception
+from shoal._core.process.membership import Membership, pass_over, reception
 from shoal._core.process.options import ControlOptions, HeadReady, describe_failure, receive_frame, send_frame
 from shoal._core.process.serving import new_loop
-from shoal._core.transport import Connection
 from shoal._core.transport.addresses import announced
 from shoal._core.transport.presence import has_ended, is_there, tell
 from shoal._core.transport.sockets import SocketListener, SocketTransport
-from shoal._core.wire.messages import Message
 
 if TYPE_CHECKING:
     from shoal._core.process.candidate import Candidate
@@ -155,7 +153,7 @@ class Service:
             probe = Probe(
                 lambda node: is_there(loop, node.endpoint, node.node_id),
                 lambda node: has_ended(loop, node.endpoint, node.node_id),
-                lambda node, message: tell(transport.connect(node.endpoint, _pass_over, target=node.node_id), message),
+                lambda node, message: tell(transport.connect(node.endpoint, pass_over, target=node.node_id), message),
             )
             self._store = store = ControlStore(loop, storage, options.settings, membership, probe=probe)
             store.on_deposed = self._deposed
@@ -252,7 +250,3 @@ def _damaged(where: str, error: Exception) -> str:
 
 def _told(news: HeadReady) -> None:
     """Whoever started this process has been told before."""
-
-
-def _pass_over(connection: Connection, message: Message) -> None:
-    """A node that is told where the control store is has nothing to answer here: it connects to that place."""

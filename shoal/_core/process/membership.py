@@ -122,7 +122,7 @@ async def join(transport: SocketTransport, control_address: str, listen: str, di
     if not leaves(control_address) and not (listen and leaves(listen)):
         return
     key, request = new_request()
-    connection = await dial(split(control_address), lambda one: transport.connect(one, _ignore, target=RECEPTION))
+    connection = await dial(split(control_address), lambda one: transport.connect(one, pass_over, target=RECEPTION))
     try:
         issued: CertificateIssued = await connection.request(IssueCertificate(0, request))
     except RequestFailed as error:
@@ -132,5 +132,5 @@ async def join(transport: SocketTransport, control_address: str, listen: str, di
     keep_certificate(directory, key, issued.certificate, issued.authority)
 
 
-def _ignore(_connection: Connection, _message: Message) -> None:
+def pass_over(_connection: Connection, _message: Message) -> None:
     """What comes unasked is for members."""

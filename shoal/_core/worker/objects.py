@@ -370,12 +370,10 @@ class Objects:
 
         Return what is to be given back: what was inside before.
         """
-        if entry.data.node_id == stored.node_id:  # the first one was lost there, and nobody has missed it
-            before, entry.inner = entry.inner, inner
-            return before
-        self.copies.forget(entry.object_id)
-        self.free_stored(entry.object_id, entry.data.node_id)
-        before, entry.data, entry.inner = entry.inner, stored, inner
+        if entry.data.node_id != stored.node_id:  # else the first one was lost there, and nobody has missed it
+            self.free_stored(entry.object_id, entry.data.node_id)
+            entry.data = stored
+        before, entry.inner = entry.inner, inner
         return before
 
     def on_moved(self, _agent: Any, message: ObjectsMoved) -> None:
